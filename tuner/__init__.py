@@ -1,0 +1,31 @@
+"""Find the right LoRA: accuracy against trainable parameters and memory.
+
+The Python API has the command line's names: `run`, `resume`, `load`, `export`. Nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tuner.export import Exported, export
+    from tuner.sweep import Sweep, load, resume, run
+
+_HOMES = {
+    "Exported": "tuner.export",
+    "Sweep": "tuner.sweep",
+    "export": "tuner.export",
+    "load": "tuner.sweep",
+    "resume": "tuner.sweep",
+    "run": "tuner.sweep",
+}
+
+__all__ = ["Exported", "Sweep", "export", "load", "resume", "run"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 -- what a module attribute is
+    if name not in _HOMES:
+        msg = f"module 'tuner' has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,120 @@
+"""How trials are carried out: the contract between a study, a backend and a worker. Runs on the driver.
+
+A backend asks the study for trials, has a worker train each from rung to rung, and hands in what comes back. It decides
+nothing. The worker is named by a dotted path, so that the driver never imports its room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from tuner.trial import Decision, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
+
+if TYPE_CHECKING:
+    from tuner.config import SweepConfig
+
+WORKER = "tuner.worker.host:Worker"
+"""The worker that trains; a test may name another."""
+
+
+class StudyVerbs(Protocol):
+    """What a backend sees of a sweep."""
+
+    def ask(self) -> TrialSpec | None:
+        """The next trial to work on; None when there is none any more."""
+
+    def report(self, number: int, metrics: Metrics) -> Decision:
+        """Take in results at a rung."""
+
+    def tell(self, number: int, outcome: Outcome) -> TrialRecord:
+        """Close a trial."""
+
+
+class TrialWorker(Protocol):
+    """What a backend sees of a worker; see `tuner.worker.host.Worker`."""
+
+    def inspect(self) -> Inspection:
+        """Look at model and data; train nothing."""
+
+    def start(self, spec: TrialSpec) -> None:
+        """Make a trial the current one."""
+
+    def advance(self) -> Metrics | Outcome:
+        """Bring it to its next rung, or to its failure."""
+
+    def close(self) -> None:
+        """Drop it."""
+
+
+WorkerFactory = Callable[["SweepConfig", Path], TrialWorker]
+
+
+class Backend(Protocol):
+    """A way to carry out trials."""
+
+    def inspect(self, config: SweepConfig, folder: Path) -> Inspection:
+        """Have a worker look at model and data.
+
+        Raises:
+            ResourcesError: No node has what a trial asks for.
+        """
+
+    def run(self, config: SweepConfig, folder: Path, study: StudyVerbs) -> None:
+        """Work until the study gives out no more trials and all that were given out are told."""
+
+    def close(self) -> None:
+        """Give back processes and cluster."""
+
+
+def hand_in(study: StudyVerbs, number: int, result: Metrics | Outcome) -> Decision:
+    """Give the study what a worker brought; a trial that is over is told.
+
+    Returns:
+        CONTINUE if the trial goes on; else why it does not.
+    """
+    if isinstance(result, Outcome):
+        study.tell(number, result)
+        return Decision.FINISH
+    decision = study.report(number, result)
+    if decision is Decision.PRUNE:
+        study.tell(number, Outcome(state=TrialState.PRUNED))
+    if decision is Decision.FINISH:
+        study.tell(number, Outcome(state=TrialState.COMPLETE))
+    return decision
+
+
+def worker_environment(config: SweepConfig) -> dict[str, str]:
+    """Environment of a process that trains; must be set before torch is imported.
+
+    Threads that spin while they wait make steps 5 to 12 times slower as soon as another process computes, hence PASSIVE.
+    """
+    threads = str(max(1, int(config.resources.cpus_per_trial)))
+    return {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TOKENIZERS_PARALLELISM": "false",
+        "KINETO_LOG_LEVEL": "6",  # torch's profiler prints a line per use below this
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+
+
+def build_backend(name: str, worker: str = WORKER) -> Backend:
+    """The backend of that name.
+
+    Args:
+        name: `ray` or `local`.
+        worker: Dotted path of a `WorkerFactory`.
+    """
+    if name == "local":
+        from tuner.backends.local import LocalBackend  # noqa: PLC0415 -- one backend is enough
+
+        return LocalBackend(worker)
+    from tuner.backends.ray_tune import RayBackend  # noqa: PLC0415 -- ray takes two seconds to import
+
+    return RayBackend(worker)
+
+

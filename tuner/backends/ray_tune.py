@@ -1,0 +1,252 @@
+"""Trials side by side, placed by Ray Tune. Runs on the driver, `TrialActor` on workers; the only module that imports ray.
+
+Ray places trials, restarts them when a node is lost, and keeps worker processes alive between them. It is told nothing of
+accuracy: a searcher and a scheduler of a few lines pass everything on to the study. Ray's own OptunaSearch is not used: it
+records trials that were stopped early as complete, and swallows errors of `tell` (ray 2.60).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pkgutil
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+from ray.tune.error import TuneError
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from tuner.backends import StudyVerbs, TrialWorker, hand_in, worker_environment
+from tuner.errors import ResourcesError, TunerError
+from tuner.trial import Decision, FailReason, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial
+
+    from tuner.config import ResourcesConfig, SweepConfig
+
+RESULT = "result"
+"""Key of what a worker brought, in the result that goes through Ray."""
+
+WORKER_LOST = "its worker process ended each time; Ray's log folder has more, the operating system's says if memory ran out"
+
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the live view is ours
+    "RAY_USAGE_STATS_ENABLED": "0",  # a sweep calls nobody
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results live in the journal alone
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the driver's
+    "TUNE_RESULT_BUFFER_LENGTH": "1",  # a decision follows each report
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+class RayBackend:
+    """Carries out trials on a Ray cluster: the one that RAY_ADDRESS names, or one of its own on this machine.
+
+    Args:
+        worker: Dotted path of a `WorkerFactory`.
+    """
+
+    def __init__(self, worker: str) -> None:
+        self._worker = worker
+
+    def inspect(self, config: SweepConfig, folder: Path) -> Inspection:
+        """Have a node that a trial could run on look at model and data."""
+        del folder
+        _connect()
+        _require_resources(config.resources)
+        look = ray.remote(_inspect).options(
+            num_cpus=config.resources.cpus_per_trial,
+            num_gpus=config.resources.gpus_per_trial,
+            runtime_env={"env_vars": worker_environment(config)},
+        )
+        return ray.get(look.remote(self._worker, config))
+
+    def run(self, config: SweepConfig, folder: Path, study: StudyVerbs) -> None:
+        """Work until the study gives out no more trials."""
+        _connect()
+        _require_resources(config.resources)
+        concurrency = _concurrency(config.resources)
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrency)
+        verbs, numbers = _Remembering(study), dict[str, int]()
+        scratch = folder / ".ray_tune"
+        tuner = tune.Tuner(
+            tune.with_resources(TrialActor, _placement(config)),
+            param_space={"worker": self._worker, "config": config, "folder": str(folder)},
+            tune_config=tune.TuneConfig(
+                search_alg=_StudySearcher(verbs, numbers),
+                scheduler=_StudyScheduler(verbs, numbers),
+                num_samples=-1,
+                max_concurrent_trials=concurrency,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(scratch),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=config.resources.max_worker_restarts),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # workers keep their own
+            ),
+        )
+        try:
+            tuner.fit()
+        except TuneError:
+            if verbs.error:
+                raise verbs.error from None
+            raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def close(self) -> None:
+        """Leave the cluster; one of our own goes down."""
+        ray.shutdown()
+
+
+class _Remembering:
+    """The study's verbs; keeps what they raise, of which Ray passes on the text only."""
+
+    def __init__(self, study: StudyVerbs) -> None:
+        self._study = study
+        self.error: TunerError | None = None
+
+    def ask(self) -> TrialSpec | None:
+        with self._remembering():
+            return self._study.ask()
+
+    def report(self, number: int, metrics: Metrics) -> Decision:
+        with self._remembering():
+            return self._study.report(number, metrics)
+
+    def tell(self, number: int, outcome: Outcome) -> TrialRecord:
+        with self._remembering():
+            return self._study.tell(number, outcome)
+
+    @contextlib.contextmanager
+    def _remembering(self) -> Iterator[None]:
+        try:
+            yield
+        except TunerError as error:
+            self.error = error
+            raise
+
+
+class TrialActor(tune.Trainable):
+    """A worker process: keeps its worker, and so its base model, from trial to trial."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Build the worker and start the first trial."""
+        factory = pkgutil.resolve_name(config["worker"])
+        self._worker: TrialWorker = factory(config["config"], Path(config["folder"]))
+        self._worker.start(config["spec"])
+
+    def step(self) -> dict[str, Any]:
+        """Bring the trial to its next rung."""
+        return {RESULT: self._worker.advance()}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial on."""
+        self._worker.start(new_config["spec"])
+        return True
+
+    def cleanup(self) -> None:
+        """The process ends."""
+        self._worker.close()
+
+
+class _StudySearcher(Searcher):
+    """Passes `suggest` on to `ask`."""
+
+    def __init__(self, study: StudyVerbs, numbers: dict[str, int]) -> None:
+        super().__init__(metric=None, mode=None)
+        self._study = study
+        self._numbers = numbers
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        """Keep what all trials share."""
+        del metric, mode, spec
+        self._shared = config
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        spec: TrialSpec | None = self._study.ask()
+        if spec is None:
+            return Searcher.FINISHED
+        self._numbers[trial_id] = spec.number
+        return {**self._shared, "spec": spec}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell a trial whose worker was lost once too often; the scheduler has told all others."""
+        if error:
+            outcome = Outcome(state=TrialState.FAIL, reason=FailReason.WORKER_LOST, detail=WORKER_LOST)
+            self._study.tell(self._numbers[trial_id], outcome)
+
+    def save(self, checkpoint_path: str) -> None:
+        """The journal is the only state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """The journal is the only state."""
+
+
+class _StudyScheduler(FIFOScheduler):
+    """Passes results on to `report` and `tell`."""
+
+    def __init__(self, study: StudyVerbs, numbers: Mapping[str, int]) -> None:
+        super().__init__()
+        self._study = study
+        self._numbers = numbers
+
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
+        decision = hand_in(self._study, self._numbers[trial.trial_id], result[RESULT])
+        return str(TrialScheduler.CONTINUE if decision is Decision.CONTINUE else TrialScheduler.STOP)
+
+
+
+def _inspect(worker: str, config: SweepConfig) -> Inspection:
+    look: TrialWorker = pkgutil.resolve_name(worker)(config, None)
+    return look.inspect()
+
+
+def _connect() -> None:
+    if ray.is_initialized():
+        return
+    os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+def _placement(config: SweepConfig) -> tune.PlacementGroupFactory:
+    resources = config.resources
+    return tune.PlacementGroupFactory([{"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}])
+
+
+def _require_resources(resources: ResourcesConfig) -> None:
+    nodes = list(_nodes())
+    if any(_trials_on(node, resources) for node in nodes):
+        return
+    asked = f"{resources.cpus_per_trial:g} CPU and {resources.gpus_per_trial:g} GPU"
+    largest = "; ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes)
+    msg = f"resources: a trial asks for {asked}, and no node of the cluster has that; nodes: {largest}"
+    raise ResourcesError(msg)
+
+
+def _concurrency(resources: ResourcesConfig) -> int:
+    capacity = sum(_trials_on(node, resources) for node in _nodes())
+    return min(capacity, resources.max_concurrent_trials or capacity)
+
+
+def _nodes() -> Iterator[dict[str, float]]:
+    return (node["Resources"] for node in ray.nodes() if node["Alive"])
+
+
+def _trials_on(node: dict[str, float], resources: ResourcesConfig) -> int:
+    fits = node.get("CPU", 0.0) / resources.cpus_per_trial
+    if resources.gpus_per_trial > 0:
+        fits = min(fits, node.get("GPU", 0.0) / resources.gpus_per_trial)
+    return int(fits + 1e-9)

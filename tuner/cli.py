@@ -1,0 +1,116 @@
+"""The command line: parse, call, print. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuner.errors import TunerError
+
+if TYPE_CHECKING:
+    from tuner.live import View
+    from tuner.sweep import Sweep
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find the right LoRA: accuracy against trainable parameters and memory.",
+)
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells expect it."""
+
+SweepFile = Annotated[Path, typer.Argument(help="The sweep's YAML file.", show_default=False)]
+SweepDir = Annotated[Path, typer.Argument(help="The sweep's folder.", show_default=False)]
+BackendName = Annotated[str | None, typer.Option("--backend", help="ray or local; as the sweep file says by default.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="key.key=value put over the file; repeatable.")]
+
+
+@app.command()
+def run(
+    sweep_file: SweepFile,
+    out: Annotated[Path | None, typer.Option(help="The sweep's folder; reports/<name> by default.")] = None,
+    backend: BackendName = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run a sweep and write its report."""
+    from tuner import sweep  # noqa: PLC0415 -- keeps --help fast
+
+    _tell(sweep.run(sweep_file, out=out, backend=backend, overrides=overrides or (), view=_view()))
+
+
+@app.command()
+def resume(folder: SweepDir, backend: BackendName = None) -> None:
+    """Go on with a sweep that was interrupted."""
+    from tuner import sweep  # noqa: PLC0415 -- keeps --help fast
+
+    _tell(sweep.resume(folder, backend=backend, view=_view()))
+
+
+@app.command()
+def report(folder: SweepDir) -> None:
+    """Write a sweep's report anew from its journal."""
+    from tuner import sweep  # noqa: PLC0415 -- keeps --help fast
+    from tuner.report import write_report  # noqa: PLC0415
+
+    loaded = sweep.load(folder)
+    write_report(folder, loaded.config, loaded.inspection, loaded.records)
+    _tell(loaded)
+
+
+@app.command()
+def export(
+    folder: SweepDir,
+    to: Annotated[Path, typer.Option(help="A new folder for the adapter.", show_default=False)],
+    pick: Annotated[str, typer.Option(help="knee, most-accurate, trial:N or cheapest-within:0.01")] = "knee",
+) -> None:
+    """Copy the best adapter out, with tokenizer, model card and provenance, after checking that it scores as reported."""
+    from tuner.export import export as export_adapter  # noqa: PLC0415 -- keeps --help fast
+
+    exported = export_adapter(folder, to=to, pick=pick)
+    typer.echo(f"trial {exported.number} is in {exported.folder}; it scores {exported.accuracy:.1%}, as the report says")
+
+
+@app.command()
+def validate(sweep_file: SweepFile, overrides: Overrides = None) -> None:
+    """Check a sweep file; start nothing."""
+    from tuner.sweep_file import load_sweep_file  # noqa: PLC0415 -- keeps --help fast
+
+    config = load_sweep_file(sweep_file, overrides or ())
+    typer.echo(f"{sweep_file} is a sweep of {config.search.num_trials} trials, evaluated at steps {_listed(config.rungs)}")
+
+
+def main() -> None:
+    """Run the command line; errors that a person can mend are one message, never a traceback."""
+    try:
+        app()
+    except TunerError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what was finished is kept, `tuner resume DIR` goes on from there", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _view() -> View:
+    from tuner.live import LiveView, PlainView  # noqa: PLC0415 -- keeps --help fast
+
+    return LiveView() if sys.stderr.isatty() else PlainView()
+
+
+def _tell(sweep: Sweep) -> None:
+    for record in sweep.front:
+        if record.last:
+            typer.echo(
+                f"trial {record.number:>3}: accuracy {record.last.accuracy:.1%}, "
+                f"{record.last.trainable_params:,} parameters, {record.last.peak_memory_bytes / 2**30:.3f} GiB"
+            )
+    typer.echo(f"report: {sweep.folder / 'report.html'}")
+
+
+def _listed(steps: tuple[int, ...]) -> str:
+    return ", ".join(str(step) for step in steps)

@@ -1,0 +1,82 @@
+"""What can go wrong outside a trial, on any process.
+
+    TunerError                     exit code 1 unless a child says otherwise
+    ├── UsageError                 exit code 2: the person at the keyboard can mend it
+    │   ├── ConfigError            the sweep file, or what it names; holds every problem found
+    │   ├── FolderError            a sweep's folder exists already, is none, is in use, can't be written
+    │   ├── ResourcesError         the cluster has not what a trial asks for
+    │   └── PickError              no such trial, or its adapter was not kept
+    ├── TooManyFailuresError       trials failed one after another; holds the last traceback
+    └── ExportError                the exported adapter does not load, or scores otherwise than the report says
+
+A trial that fails is data (`trial.Outcome`), not an exception.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One thing that is wrong with a sweep file or with what it names."""
+
+    key: str
+    """Dotted path in the YAML, such as `search.space.r.low`; empty where the whole file is meant."""
+    message: str
+    """What is wrong, the value got, what is allowed."""
+    line: int | None = None
+    """Line in the file, from 1; None where the problem has no place in it."""
+
+
+class TunerError(Exception):
+    """Base of every error that a caller of `tuner` may see."""
+
+    exit_code = 1
+
+
+class UsageError(TunerError):
+    """Something that the caller can mend: the file, the folder, the resources asked for."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """The sweep file is wrong; every problem is told at once.
+
+    Args:
+        file: The file as the caller named it.
+        problems: At least one.
+    """
+
+    def __init__(self, file: str, problems: tuple[Problem, ...]) -> None:
+        super().__init__(file, problems)
+        self.file = file
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(self._line(problem) for problem in self.problems)
+
+    def _line(self, problem: Problem) -> str:
+        place = self.file if problem.line is None else f"{self.file}:{problem.line}"
+        return f"{place}: {problem.key}: {problem.message}" if problem.key else f"{place}: {problem.message}"
+
+
+class FolderError(UsageError):
+    """The sweep's folder can't be used for what was asked."""
+
+
+class ResourcesError(UsageError):
+    """A trial asks for more than any node of the cluster has."""
+
+
+class PickError(UsageError):
+    """The trial asked for does not exist, or its adapter was not kept."""
+
+
+class TooManyFailuresError(TunerError):
+    """Trials failed one after another, so the sweep ended early; what finished is kept."""
+
+
+class ExportError(TunerError):
+    """The exported adapter could not be shown to be the one that the report describes."""

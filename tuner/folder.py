@@ -1,0 +1,140 @@
+"""A sweep's folder: what lies where, who may write, which adapters stay. Runs on the driver.
+
+    reports/quickstart/
+        sweep.yaml          the sweep as resolved
+        study.journal       every trial; optuna-dashboard opens it
+        trials.csv, front.csv, summary.json, report.html, front.png
+        adapters/           trial-0007/ in PEFT's format, for the trials on the front
+        checkpoints/        trial-0009/ while a trial runs
+        logs/               one file per worker process
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tuner.errors import FolderError
+from tuner.front import Objective, front
+from tuner.trial import TrialRecord, TrialState
+
+
+class SweepFolder:
+    """Paths and housekeeping of one sweep.
+
+    Args:
+        path: The folder; need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sweep_file = path / "sweep.yaml"
+        self.journal = path / "study.journal"
+        self.report = path / "report.html"
+
+    def adapter(self, number: int) -> Path:
+        """Where a finished trial's adapter is kept."""
+        return self.path / "adapters" / _trial(number)
+
+    def checkpoint(self, number: int) -> Path:
+        """Where a running trial leaves its state."""
+        return self.path / "checkpoints" / _trial(number)
+
+    def require_free(self) -> None:
+        """Make sure that a new sweep can begin here; writes nothing that stays.
+
+        Raises:
+            FolderError: There is something here already, or nothing can be written here.
+        """
+        if self.sweep_file.exists() or self.journal.exists():
+            msg = f"{self.path} holds a sweep already; go on with `tuner resume {self.path}`, or choose another folder with --out"
+            raise FolderError(msg)
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            msg = f"{self.path} exists and is no empty folder; choose another with --out"
+            raise FolderError(msg)
+        self._probe()
+
+    def require_sweep(self) -> None:
+        """Make sure that a sweep was begun here.
+
+        Raises:
+            FolderError: There is none.
+        """
+        missing = [file.name for file in (self.sweep_file, self.journal) if not file.is_file()]
+        if missing:
+            msg = f"{self.path} holds no sweep: no {' and no '.join(missing)} in it"
+            raise FolderError(msg)
+
+    def create(self) -> None:
+        """Make the folder."""
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder: one driver at a time writes the journal. A killed driver's hold ends with it.
+
+        Raises:
+            FolderError: Another driver holds it.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            msg = f"{self.path} is in use by another tuner process"
+            raise FolderError(msg) from error
+        except OSError as error:
+            msg = f"{self.path} can't be written: {error.strerror}"
+            raise FolderError(msg) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def settle(self, records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> None:
+        """Bring adapters and checkpoints in line with the study; may be repeated at any time.
+
+        A finished trial that another one dominates can never return to the front, so its adapter goes.
+        """
+        on_front = {record.number for record in front(records, objectives)}
+        for record in records:
+            self._settle(record, is_kept=record.number in on_front)
+
+    def _settle(self, record: TrialRecord, *, is_kept: bool) -> None:
+        if record.state is TrialState.RUNNING:
+            return
+        checkpoint, adapter = self.checkpoint(record.number), self.adapter(record.number)
+        if not is_kept:
+            _remove((checkpoint, adapter))
+            return
+        for trained in sorted(checkpoint.glob("rung-*/adapter")):
+            adapter.parent.mkdir(exist_ok=True)
+            trained.rename(adapter)
+        _remove((checkpoint,))
+
+    def _probe(self) -> None:
+        made = [parent for parent in (self.path, *self.path.parents) if not parent.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / ".lock").touch()
+            (self.path / ".lock").unlink()
+        except OSError as error:
+            msg = f"{self.path} can't be written: {error.strerror}"
+            raise FolderError(msg) from error
+        finally:
+            for parent in made:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+
+def _trial(number: int) -> str:
+    return f"trial-{number:04d}"
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder)

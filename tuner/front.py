@@ -1,0 +1,134 @@
+"""Which finished trials stand on the front, and which of them to pick. Pure; runs on the driver."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tuner.errors import PickError
+from tuner.pareto import FloatArray, knee_index, non_dominated_mask
+from tuner.trial import Metrics, TrialRecord, TrialState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tuner.config import ObjectivesConfig
+
+GIB = 2**30
+
+
+class Objective(enum.StrEnum):
+    """What a front may weigh; the value is the column's name in every table."""
+
+    ACCURACY = "accuracy"
+    TRAINABLE_PARAMS = "trainable_params"
+    PEAK_MEMORY_GIB = "peak_memory_gib"
+
+    def of(self, metrics: Metrics) -> float:
+        """The objective's value, in its own direction and unit."""
+        match self:
+            case Objective.ACCURACY:
+                return metrics.accuracy
+            case Objective.TRAINABLE_PARAMS:
+                return float(metrics.trainable_params)
+            case Objective.PEAK_MEMORY_GIB:
+                return metrics.peak_memory_bytes / GIB
+
+    @property
+    def is_maximized(self) -> bool:
+        """Accuracy goes up, costs go down."""
+        return self is Objective.ACCURACY
+
+
+def objectives_of(config: ObjectivesConfig) -> tuple[Objective, ...]:
+    """The objectives that a sweep file asks for; accuracy first."""
+    costs = ((Objective.TRAINABLE_PARAMS, config.trainable_params), (Objective.PEAK_MEMORY_GIB, config.memory))
+    return (Objective.ACCURACY, *(cost for cost, is_asked in costs if is_asked))
+
+
+def front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tuple[TrialRecord, ...]:
+    """The finished trials that no other finished trial dominates, cheapest first.
+
+    Raises:
+        ValueError: Finished trials had their memory measured in different ways, so that they can't be compared.
+    """
+    finished = [record for record in records if record.state is TrialState.COMPLETE and record.last]
+    if len({record.last.memory_kind for record in finished if record.last}) > 1:
+        msg = "two kinds of memory can't share a front"
+        raise ValueError(msg)
+    mask = non_dominated_mask(_losses(finished, objectives))
+    on_front = [record for record, is_on in zip(finished, mask, strict=True) if is_on]
+    return tuple(sorted(on_front, key=_by_cost))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pick:
+    """A rule that chooses one trial of a front."""
+
+    rule: str
+    """As written: `knee`, `most-accurate`, `trial:7` or `cheapest-within:0.01`."""
+
+    def of(self, front: Sequence[TrialRecord], objectives: Sequence[Objective]) -> TrialRecord:
+        """Choose.
+
+        Args:
+            front: The front, cheapest first.
+            objectives: The sweep's.
+
+        Raises:
+            PickError: The rule is none of the four, or names a trial that is not on the front, or the front is empty.
+        """
+        if not front:
+            msg = "no trial has finished, so there is nothing to pick from"
+            raise PickError(msg)
+        name, _, argument = self.rule.partition(":")
+        match name:
+            case "knee" if not argument:
+                return front[knee_index(_losses(front, objectives))]
+            case "most-accurate" if not argument:
+                return max(front, key=_accuracy)
+            case "trial" if argument.isdecimal():
+                return self._numbered(front, int(argument))
+            case "cheapest-within" if (margin := _margin(argument)) is not None:
+                best = max(_accuracy(record) for record in front)
+                return next(record for record in front if _accuracy(record) >= best - margin)
+        msg = f"pick must be knee, most-accurate, trial:N or cheapest-within:MARGIN (0 to 1), got {self.rule!r}"
+        raise PickError(msg)
+
+    def _numbered(self, front: Sequence[TrialRecord], number: int) -> TrialRecord:
+        for record in front:
+            if record.number == number:
+                return record
+        kept = ", ".join(str(record.number) for record in front)
+        msg = f"trial {number} is not on the front, and only the front's adapters are kept: {kept}"
+        raise PickError(msg)
+
+
+def _margin(text: str) -> float | None:
+    try:
+        margin = float(text)
+    except ValueError:
+        return None
+    return margin if 0 <= margin <= 1 else None
+
+
+def _accuracy(record: TrialRecord) -> float:
+    return record.last.accuracy if record.last else -1.0
+
+
+def _by_cost(record: TrialRecord) -> tuple[int, int, float, int]:
+    if record.last is None:
+        return (0, 0, 0.0, record.number)
+    return (record.last.trainable_params, record.last.peak_memory_bytes, -record.last.accuracy, record.number)
+
+
+def _losses(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> FloatArray:
+    rows = [
+        [-goal.of(record.last) if goal.is_maximized else goal.of(record.last) for goal in objectives]
+        for record in records
+        if record.last
+    ]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(objectives))

@@ -1,0 +1,227 @@
+"""The one truth about a sweep, in three verbs: ask, report, tell. Runs on the driver; the only module that talks to Optuna.
+
+Everything is written to a journal file before it is acted on, so that a killed driver loses nothing. Optuna's own pruning
+is not used: `Trial.report` and `should_prune` raise on studies with several objectives (optuna 5.0).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from pydantic import TypeAdapter
+
+from tuner.errors import FolderError
+from tuner.front import Objective, objectives_of
+from tuner.pruner import is_dominated
+from tuner.space import suggest
+from tuner.trial import (
+    Decision,
+    FailReason,
+    Inspection,
+    Metrics,
+    Outcome,
+    TrialRecord,
+    TrialSpec,
+    TrialState,
+)
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
+
+    from tuner.config import SearchConfig, SweepConfig
+
+SPEC, METRICS, OUTCOME, INSPECTION = "spec", "metrics", "outcome", "inspection"
+"""Keys of user attributes in the journal; `metrics` is followed by the rung's steps."""
+
+_SPEC = TypeAdapter(TrialSpec)
+_METRICS = TypeAdapter(Metrics)
+_OUTCOME = TypeAdapter(Outcome)
+_INSPECTION = TypeAdapter(Inspection)
+
+_OPTUNA_STATES = {
+    TrialState.COMPLETE: optuna.trial.TrialState.COMPLETE,
+    TrialState.PRUNED: optuna.trial.TrialState.PRUNED,
+    TrialState.FAIL: optuna.trial.TrialState.FAIL,
+}
+
+
+class Study:
+    """A sweep's trials, from the first ask to the last tell. Build one with `create_study` or `open_study`."""
+
+    def __init__(self, study: optuna.Study, config: SweepConfig) -> None:
+        self._study = study
+        self._config = config
+        self._objectives = objectives_of(config.objectives)
+        records = [_record(trial) for trial in study.get_trials(deepcopy=False) if SPEC in trial.user_attrs]
+        self._records = {record.number: record for record in records}
+        self._unfinished = [record.spec for record in records if record.state is TrialState.RUNNING]
+
+    @property
+    def records(self) -> tuple[TrialRecord, ...]:
+        """All trials, by number."""
+        return tuple(self._records[number] for number in sorted(self._records))
+
+    @property
+    def inspection(self) -> Inspection:
+        """What was found out about model and data when the sweep began."""
+        return _INSPECTION.validate_python(self._study.user_attrs[INSPECTION], strict=False)
+
+    def ask(self) -> TrialSpec | None:
+        """The next trial to work on: first those that a killed driver left running, then new ones; None when all are given out.
+
+        What is sampled depends on the sweep's seed, the trial's number and what was told before.
+        """
+        if self._unfinished:
+            return self._unfinished.pop(0)
+        if len(self._records) >= self._config.search.num_trials:
+            return None
+        number = len(self._study.get_trials(deepcopy=False))
+        self._study.sampler = _build_sampler(self._config.search, number)
+        trial = self._study.ask()
+        suggestion = suggest(trial, self._config.search.space)
+        spec = TrialSpec(
+            number=trial.number,
+            lora=suggestion.lora,
+            learning_rate=suggestion.learning_rate,
+            seed=self._config.training.seed,
+            params=suggestion.params,
+        )
+        trial.set_user_attr(SPEC, _SPEC.dump_python(spec, mode="json"))
+        self._records[spec.number] = TrialRecord(spec=spec, state=TrialState.RUNNING)
+        return spec
+
+    def report(self, number: int, metrics: Metrics) -> Decision:
+        """Take in a trial's results at a rung; a repeated report changes nothing but is decided on again.
+
+        Args:
+            number: A running trial.
+            metrics: Its results; `metrics.steps` is the rung.
+        """
+        record = self._records[number]
+        if metrics.steps not in {known.steps for known in record.curve}:
+            self._set_attr(number, f"{METRICS}:{metrics.steps}", _METRICS.dump_python(metrics, mode="json"))
+            record = dataclasses.replace(record, curve=(*record.curve, metrics))
+            self._records[number] = record
+        if metrics.steps >= self._config.training.max_steps:
+            return Decision.FINISH
+        others = self._at_rung(metrics.steps, but=number)
+        dominated = is_dominated(metrics, others, self._config.pruning, self._config.objectives)
+        return Decision.PRUNE if dominated else Decision.CONTINUE
+
+    def tell(self, number: int, outcome: Outcome) -> TrialRecord:
+        """Close a trial.
+
+        A finished trial whose memory was measured in another way than the sweep's first ends as FAIL: the numbers could not
+        be compared.
+
+        Args:
+            number: A running trial; a finished one must have reported its last rung.
+            outcome: How it ended.
+        """
+        record = self._records[number]
+        if outcome.state is TrialState.COMPLETE:
+            outcome = self._checked(record, outcome)
+        self._set_attr(number, OUTCOME, _OUTCOME.dump_python(outcome, mode="json"))
+        values = self._values(record) if outcome.state is TrialState.COMPLETE else None
+        self._study.tell(number, values, state=_OPTUNA_STATES[outcome.state])
+        closed = dataclasses.replace(record, state=outcome.state, outcome=outcome)
+        self._records[number] = closed
+        return closed
+
+    def _set_attr(self, number: int, key: str, value: Any) -> None:
+        trial_id = self._study.get_trials(deepcopy=False)[number]._trial_id  # noqa: SLF001 -- no public way by number
+        self._study._storage.set_trial_user_attr(trial_id, key, value)  # noqa: SLF001 -- after a restart there is no optuna.Trial
+
+    def _at_rung(self, steps: int, *, but: int) -> list[Metrics]:
+        others = (record for record in self._records.values() if record.number != but)
+        return [metrics for record in others for metrics in record.curve if metrics.steps == steps]
+
+    def _checked(self, record: TrialRecord, outcome: Outcome) -> Outcome:
+        kinds = {other.last.memory_kind for other in self._records.values() if _is_complete(other) and other.last}
+        if record.last is None or kinds <= {record.last.memory_kind}:
+            return outcome
+        detail = f"{record.last.memory_kind}, the sweep's trials: {kinds.pop()}"
+        return Outcome(state=TrialState.FAIL, reason=FailReason.MEMORY_KIND, detail=detail)
+
+    def _values(self, record: TrialRecord) -> Sequence[float]:
+        assert record.last is not None  # noqa: S101 -- a finished trial has reported
+        return [objective.of(record.last) for objective in self._objectives]
+
+
+def create_study(journal: Path, config: SweepConfig, inspection: Inspection) -> Study:
+    """Begin a sweep's study in a new journal file."""
+    objectives = objectives_of(config.objectives)
+    study = optuna.create_study(
+        storage=_storage(journal), study_name=config.name, directions=[_direction(objective) for objective in objectives]
+    )
+    with _experimental():
+        study.set_metric_names([str(objective) for objective in objectives])
+    study.set_user_attr(INSPECTION, _INSPECTION.dump_python(inspection, mode="json"))
+    return Study(study, config)
+
+
+def open_study(journal: Path, config: SweepConfig) -> Study:
+    """Read a sweep's study from its journal.
+
+    Raises:
+        FolderError: The file is no journal of this sweep.
+    """
+    try:
+        return Study(optuna.load_study(storage=_storage(journal), study_name=config.name), config)
+    except (KeyError, ValueError) as error:
+        msg = f"{journal} holds no study named {config.name!r}"
+        raise FolderError(msg) from error
+
+
+def _storage(journal: Path) -> JournalStorage:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return JournalStorage(JournalFileBackend(str(journal)))
+
+
+def _direction(objective: Objective) -> str:
+    return "maximize" if objective.is_maximized else "minimize"
+
+
+def _build_sampler(search: SearchConfig, number: int) -> BaseSampler:
+    # One sampler per trial, seeded by the trial's number: a resumed sweep must not draw the first trials' points again.
+    seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
+    if search.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    with _experimental():  # multivariate and group are what conditional spaces need
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+@contextlib.contextmanager
+def _experimental() -> Iterator[None]:
+    """Use what optuna 5.0 marks as experimental, without a warning on the user's screen."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def _is_complete(record: TrialRecord) -> bool:
+    return record.state is TrialState.COMPLETE
+
+
+def _record(trial: FrozenTrial) -> TrialRecord:
+    attrs = trial.user_attrs
+    curve = [_METRICS.validate_python(value) for key, value in attrs.items() if key.startswith(f"{METRICS}:")]
+    outcome = _OUTCOME.validate_python(attrs[OUTCOME]) if OUTCOME in attrs and trial.state.is_finished() else None
+    return TrialRecord(
+        spec=_SPEC.validate_python(attrs[SPEC]),
+        state=outcome.state if outcome else TrialState.RUNNING,
+        curve=tuple(sorted(curve, key=lambda metrics: metrics.steps)),
+        outcome=outcome,
+    )
+
+

@@ -1,0 +1,203 @@
+"""The driver: joins study, backend, folder and view; runs, resumes, loads. Runs on the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuner.backends import WORKER, Backend, build_backend
+from tuner.errors import ConfigError, Problem, TooManyFailuresError
+from tuner.folder import SweepFolder
+from tuner.front import Objective, front, objectives_of
+from tuner.live import NoView, View
+from tuner.report import write_report
+from tuner.study import Study, create_study, open_study
+from tuner.sweep_file import load_sweep_file, write_sweep_file
+from tuner.trial import Decision, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
+
+if TYPE_CHECKING:
+    from tuner.config import SweepConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """A sweep as its folder tells it."""
+
+    folder: Path
+    """Where it lies."""
+    config: SweepConfig
+    """What was asked for."""
+    inspection: Inspection
+    """What was found out about model and data."""
+    records: tuple[TrialRecord, ...]
+    """All trials, by number."""
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What the front weighs."""
+        return objectives_of(self.config.objectives)
+
+    @property
+    def front(self) -> tuple[TrialRecord, ...]:
+        """Finished trials that no other dominates, cheapest first."""
+        return front(self.records, self.objectives)
+
+
+def run(
+    sweep_file: Path | str,
+    *,
+    out: Path | str | None = None,
+    backend: str | None = None,
+    overrides: Sequence[str] = (),
+    view: View | None = None,
+    worker: str = WORKER,
+) -> Sweep:
+    """Run a sweep from its file to its report.
+
+    Args:
+        sweep_file: The YAML file.
+        out: The sweep's folder, new; `reports/<name>` by default.
+        backend: `ray` or `local`; as the file says by default.
+        overrides: `key.key=value` each, put over what the file says.
+        view: Shows progress; silent by default.
+        worker: Dotted path of what trains; only tests name another.
+
+    Raises:
+        ConfigError: The file, the model or the data is wrong; nothing was written.
+        FolderError: The folder is taken or can't be written.
+        ResourcesError: No node has what a trial asks for.
+        TooManyFailuresError: Trials failed one after another; `resume` goes on from there.
+    """
+    if backend is not None:
+        overrides = (*overrides, f"resources.backend={backend}")
+    config = load_sweep_file(Path(sweep_file), overrides)
+    folder = SweepFolder(Path(out) if out is not None else Path("reports") / config.name)
+    folder.require_free()
+    trainer = build_backend(config.resources.backend, worker)
+    try:
+        inspection = _inspected(trainer, config, folder, file=str(sweep_file))
+        folder.create()
+        with folder.locked():
+            write_sweep_file(config, folder.sweep_file)
+            study = create_study(folder.journal, config, inspection)
+            return _carry_out(study, trainer, config, folder, view or NoView())
+    finally:
+        trainer.close()
+
+
+def resume(
+    folder: Path | str, *, backend: str | None = None, view: View | None = None, worker: str = WORKER
+) -> Sweep:
+    """Go on with a sweep that was interrupted: finished trials stay, unfinished ones go on from their last rung.
+
+    Args:
+        folder: The sweep's folder.
+        backend: `ray` or `local`; as before by default.
+        view: Shows progress; silent by default.
+        worker: Dotted path of what trains; only tests name another.
+
+    Raises:
+        ConfigError: Model or data can no longer be used, or the data is not what the sweep began with.
+        FolderError: There is no sweep in the folder, or another process works on it.
+        ResourcesError: No node has what a trial asks for.
+        TooManyFailuresError: Trials failed one after another.
+    """
+    sweep_folder = SweepFolder(Path(folder))
+    sweep_folder.require_sweep()
+    overrides = [f"resources.backend={backend}"] if backend else []
+    config = load_sweep_file(sweep_folder.sweep_file, overrides)
+    with sweep_folder.locked():
+        study = open_study(sweep_folder.journal, config)
+        trainer = build_backend(config.resources.backend, worker)
+        try:
+            inspection = _inspected(trainer, config, sweep_folder, file=str(sweep_folder.sweep_file))
+            _require_same_data(study.inspection, inspection, config, file=str(sweep_folder.sweep_file))
+            return _carry_out(study, trainer, config, sweep_folder, view or NoView())
+        finally:
+            trainer.close()
+
+
+def load(folder: Path | str) -> Sweep:
+    """Read a sweep from its folder, finished or not; needs neither torch nor ray.
+
+    Raises:
+        FolderError: There is no sweep in it.
+    """
+    sweep_folder = SweepFolder(Path(folder))
+    sweep_folder.require_sweep()
+    config = load_sweep_file(sweep_folder.sweep_file)
+    study = open_study(sweep_folder.journal, config)
+    return _sweep(study, config, sweep_folder)
+
+
+class _Driver:
+    """The study's three verbs, with what must happen around them."""
+
+    def __init__(self, study: Study, config: SweepConfig, folder: SweepFolder, view: View) -> None:
+        self._study = study
+        self._config = config
+        self._folder = folder
+        self._view = view
+        self._failures_in_a_row = 0
+
+    def ask(self) -> TrialSpec | None:
+        """The next trial."""
+        spec = self._study.ask()
+        if spec is not None:
+            self._view.update(self._study.records)
+        return spec
+
+    def report(self, number: int, metrics: Metrics) -> Decision:
+        """Results at a rung."""
+        decision = self._study.report(number, metrics)
+        self._view.update(self._study.records)
+        return decision
+
+    def tell(self, number: int, outcome: Outcome) -> TrialRecord:
+        """A trial's end."""
+        record = self._study.tell(number, outcome)
+        self._folder.settle(self._study.records, objectives_of(self._config.objectives))
+        self._view.update(self._study.records)
+        self._count_failures(record)
+        return record
+
+    def _count_failures(self, record: TrialRecord) -> None:
+        has_failed = record.state is TrialState.FAIL
+        self._failures_in_a_row = self._failures_in_a_row + 1 if has_failed else 0
+        if self._failures_in_a_row >= self._config.resources.max_failures_in_a_row and record.outcome:
+            msg = (
+                f"{self._failures_in_a_row} trials failed one after another, so the sweep ended; mend the cause and go on "
+                f"with `tuner resume {self._folder.path}`. Last: trial {record.number}, {record.outcome.reason}:\n"
+                f"{record.outcome.detail}"
+            )
+            raise TooManyFailuresError(msg)
+
+
+def _carry_out(study: Study, trainer: Backend, config: SweepConfig, folder: SweepFolder, view: View) -> Sweep:
+    objectives = objectives_of(config.objectives)
+    folder.settle(study.records, objectives)
+    try:
+        with view.watching(config, study.inspection, study.records):
+            trainer.run(config, folder.path.absolute(), _Driver(study, config, folder, view))
+    finally:
+        write_report(folder.path, config, study.inspection, study.records)
+    return _sweep(study, config, folder)
+
+
+def _sweep(study: Study, config: SweepConfig, folder: SweepFolder) -> Sweep:
+    return Sweep(folder=folder.path, config=config, inspection=study.inspection, records=study.records)
+
+
+def _inspected(trainer: Backend, config: SweepConfig, folder: SweepFolder, *, file: str) -> Inspection:
+    inspection = trainer.inspect(config, folder.path)
+    if inspection.problems:
+        raise ConfigError(file, tuple(Problem(key=key, message=text) for key, text in inspection.problems))
+    return inspection
+
+
+def _require_same_data(before: Inspection, now: Inspection, config: SweepConfig, *, file: str) -> None:
+    if before.data_fingerprint != now.data_fingerprint:
+        message = f"{config.data.path} is not what this sweep began with; its trials could not be compared"
+        raise ConfigError(file, (Problem(key="data.path", message=message),))

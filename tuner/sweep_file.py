@@ -1,0 +1,293 @@
+"""Reads a sweep file into a SweepConfig, every problem at once and with its line; writes one back. Runs on the driver."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
+
+from tuner.config import (
+    CHOICES,
+    FIXED,
+    RANGE,
+    TAGS,
+    Choices,
+    Place,
+    Range,
+    Section,
+    SweepConfig,
+    combination_problems,
+    is_folder_name,
+)
+from tuner.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from pydantic_core import ErrorDetails
+
+
+def load_sweep_file(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Read and check a sweep file; nothing is started or written.
+
+    Args:
+        path: The YAML file.
+        overrides: `key.key=value` each, put over what the file says; values are YAML.
+
+    Raises:
+        ConfigError: The file is missing, is no YAML, or says something that can't be; holds every problem.
+    """
+    document = _read(path)
+    problems: list[Problem] = []
+    for override in overrides:
+        _override(document, override, file=str(path))
+    sections = _sections(document, problems)
+    problems += [
+        Problem(key=_dotted(place), message=message, line=_line(document, place))
+        for place, message in combination_problems(sections)
+    ]
+    if problems:
+        raise ConfigError(str(path), tuple(sorted(problems, key=lambda problem: problem.line or 0)))
+    return _with_paths(SweepConfig.model_validate(_plain(document)), lambda name: _absolute(name, path.parent))
+
+
+def write_sweep_file(config: SweepConfig, path: Path) -> None:
+    """Write the sweep as resolved, defaults included; paths nearby become relative to the file."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    resolved = _with_paths(config, lambda name: _relative(name, path.parent))
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(resolved.model_dump(mode="json"), file)
+
+
+def _read(path: Path) -> CommentedMap:
+    try:
+        document = _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _unreadable(path, f"can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, "can't be read: is not UTF-8 text") from error
+    except YAMLError as error:
+        raise _unreadable(path, f"is not valid YAML: {_reason(error)}", _line_of(error)) from error
+    if not isinstance(document, CommentedMap):
+        keys = ", ".join(SweepConfig.model_fields)
+        raise _unreadable(path, f"must be a mapping with the keys {keys}, got {_shown(_plain(document))}")
+    return document
+
+
+def _parse(text: str) -> object:
+    """Read YAML 1.2, where 2e-4 is a number and `no` a word (PyYAML reads 1.1).
+
+    Raises:
+        YAMLError: Also where ruamel lets errors of Python through, as for `2001-13-45` and `!!bool x`.
+    """
+    try:
+        return YAML(typ="rt").load(text)
+    except (ValueError, KeyError, RecursionError) as error:
+        message = f"a value can't be read ({error})"
+        raise YAMLError(message) from error
+
+
+def _unreadable(path: Path, message: str, line: int | None = None) -> ConfigError:
+    return ConfigError(str(path), (Problem(key="", message=message, line=line),))
+
+
+def _reason(error: YAMLError) -> str:
+    if not isinstance(error, MarkedYAMLError) or not error.problem:
+        return str(error).splitlines()[0]
+    needs_context = error.context and error.problem.startswith("but ")
+    return f"{error.context}, {error.problem}" if needs_context else error.problem
+
+
+def _line_of(error: YAMLError) -> int | None:
+    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+    return mark.line + 1 if mark else None
+
+
+def _override(document: CommentedMap, override: str, *, file: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not all(key.split(".")):
+        message = f"--set takes key.key=value, got {override!r}"
+        raise ConfigError(file, (Problem(key="", message=message),))
+    *parents, last = key.split(".")
+    node: Any = document
+    for parent in parents:
+        if not isinstance(node.get(parent), dict):
+            node[parent] = {}
+        node = node[parent]
+    try:
+        node[last] = _plain(_parse(text))  # plain, because the lines of `text` are not lines of the file
+    except YAMLError as error:
+        message = f"--set takes a YAML value, got {text!r}"
+        raise ConfigError(file, (Problem(key=key, message=message),)) from error
+
+
+def _sections(document: CommentedMap, problems: list[Problem]) -> dict[str, Section]:
+    """Check each section by itself, so that one bad section hides nothing of the others."""
+    try:
+        config = SweepConfig.model_validate(_plain(document))
+    except ValidationError as error:
+        problems += [_problem(document, detail) for detail in error.errors(include_url=False)]
+    else:
+        return {name: value for name, value in config if isinstance(value, Section)}
+    return dict(_valid_sections(document))
+
+
+def _valid_sections(document: CommentedMap) -> Iterator[tuple[str, Section]]:
+    for name, field in SweepConfig.model_fields.items():
+        model = field.annotation
+        if isinstance(model, type) and issubclass(model, Section):
+            try:
+                yield name, model.model_validate(_plain(document.get(name, {})))
+            except ValidationError:
+                continue  # told already, by the whole
+
+
+def _problem(document: CommentedMap, detail: ErrorDetails) -> Problem:
+    place = _place(detail)
+    return Problem(key=_dotted(place), message=_message(detail), line=_line(document, place))
+
+
+def _place(detail: ErrorDetails) -> Place:
+    """Where in the file: pydantic's own marks left out, and the mapping in place of an empty key in it."""
+    place = tuple(part for part in detail["loc"] if part not in TAGS)
+    return place[:-2] if place[-1:] == (_IN_KEY,) else place
+
+
+def _dotted(place: Place) -> str:
+    return ".".join(str(part) for part in place)
+
+
+def _message(detail: ErrorDetails) -> str:
+    if detail["type"] == "extra_forbidden":
+        return _unknown_key(detail["loc"])
+    limits: dict[str, Any] = detail.get("ctx", {})
+    template = _MESSAGES.get(detail["type"], "{text}, got {got}")
+    subject = "each key " if detail["loc"][-1] == _IN_KEY else ""
+    text = detail["msg"].replace("Input should", "must")
+    filled = template.format(
+        **{name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in limits.items()},
+        text=f"{text[0].lower()}{text[1:]}",
+        got=_shown(detail["input"]),
+        or_forms=_OR_DIMENSION if detail["loc"][-1] == FIXED else "",
+        or_sets=_OR_SETS if detail["loc"][-1] == FIXED else "",
+    )
+    return f"{subject}{filled}"
+
+
+_IN_KEY = "[key]"
+"""Pydantic's mark for a problem with a mapping's key."""
+_OR_DIMENSION = ", {choices: [...]} or {low: ..., high: ...}"
+_OR_SETS = " or {choices: {name: [...], ...}}"
+_MESSAGES = {
+    "missing": "is missing",
+    "combination": "{text}",
+    "greater_than_equal": "must be at least {ge}, got {got}",
+    "greater_than": "must be above {gt}, got {got}",
+    "less_than_equal": "must be at most {le}, got {got}",
+    "less_than": "must be below {lt}, got {got}",
+    "finite_number": "must be a finite number, got {got}",
+    "literal_error": "must be {expected}, got {got}",
+    "string_pattern_mismatch": "must be letters, digits, dots, dashes and underscores, and start with a letter or digit, "
+    "got {got}",
+    "string_too_short": "must not be empty, got {got}",
+    "too_short": "must hold at least {min_length}, got {got}",
+    "int_type": "must be a whole number{or_forms}, got {got}",
+    "int_from_float": "must be a whole number{or_forms}, got {got}",
+    "float_type": "must be a number{or_forms}, got {got}",
+    "bool_type": "must be true or false, got {got}",
+    "string_type": "must be text, got {got}",
+    "string_unicode": "must be valid text, got {got}",
+    "tuple_type": "must be a list{or_sets}, got {got}",
+    "dict_type": "must be a mapping, got {got}",
+    "model_type": "must be a mapping, got {got}",
+    "model_attributes_type": "must be a mapping, got {got}",
+}
+"""Kind of pydantic's error -> what a person reads."""
+
+_LONGEST_SHOWN = 80
+
+
+def _shown(value: object) -> str:
+    """A value as the file has it, on one line."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value if isinstance(value, (int, float, str, list, dict)) else str(value))
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def _unknown_key(loc: Place) -> str:
+    known = _keys_at(loc[:-1])
+    near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"is no known key; {hint}known here: {', '.join(known)}"
+
+
+def _keys_at(loc: Place) -> list[str]:
+    """The keys that the models allow at a place, which pydantic's marks may end."""
+    if loc[-1:] == (RANGE,):
+        return [*Range.model_fields, *Choices.model_fields]
+    if loc[-1:] == (CHOICES,):
+        return list(Choices.model_fields)
+    model: type[BaseModel] = SweepConfig
+    for part in loc:
+        model = cast("type[BaseModel]", model.model_fields[str(part)].annotation)
+    return list(model.model_fields)
+
+
+def _line(document: object, place: Place) -> int | None:
+    """The line of a key, or of the deepest parent of it that the file has."""
+    line = None
+    for part in place:
+        positions = document.lc.data if isinstance(document, (CommentedMap, CommentedSeq)) else None
+        if not positions or part not in positions:
+            break
+        line = positions[part][0] + 1
+        document = document[part]  # type: ignore[index] -- has positions, so it is one of the two
+    return line
+
+
+def _plain(node: object) -> object:
+    """The document without ruamel's types, which pydantic's strict mode does not take."""
+    match node:
+        case Mapping():
+            return {str(key): _plain(value) for key, value in node.items()}
+        case list() | tuple():
+            return [_plain(value) for value in node]
+        case bool() | ScalarBoolean():
+            return bool(node)
+        case int() | float() | str():
+            return next(plain(node) for plain in (int, float, str) if isinstance(node, plain))
+        case _:
+            return node
+
+
+def _with_paths(config: SweepConfig, resolve: Callable[[str], str]) -> SweepConfig:
+    model, data = config.model, config.data
+    if is_folder_name(model.name):
+        model = model.model_copy(update={"name": resolve(model.name)})
+    data = data.model_copy(update={"path": resolve(data.path)})
+    return config.model_copy(update={"model": model, "data": data})
+
+
+def _absolute(name: str, folder: Path) -> str:
+    return os.path.normpath(folder.absolute() / os.path.expanduser(name))  # noqa: PTH111 -- Path's raises on ~nobody
+
+
+def _relative(name: str, folder: Path) -> str:
+    folder = folder.absolute()
+    if os.path.commonpath([name, folder]) == folder.anchor:
+        return name
+    path = os.path.relpath(name, folder)
+    return path if path == ".." or path.startswith("../") else f"./{path}"
