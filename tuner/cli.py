@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +42,8 @@ def run(
     """Run a sweep and write its report."""
     from tuner import sweep  # noqa: PLC0415 -- keeps --help fast
 
-    _tell(sweep.run(sweep_file, out=out, backend=backend, overrides=overrides or (), view=_view()))
+    with _interruptible():
+        _tell(sweep.run(sweep_file, out=out, backend=backend, overrides=overrides or (), view=_view()))
 
 
 @app.command()
@@ -48,7 +51,8 @@ def resume(folder: SweepDir, backend: BackendName = None) -> None:
     """Go on with a sweep that was interrupted."""
     from tuner import sweep  # noqa: PLC0415 -- keeps --help fast
 
-    _tell(sweep.resume(folder, backend=backend, view=_view()))
+    with _interruptible():
+        _tell(sweep.resume(folder, backend=backend, view=_view()))
 
 
 @app.command()
@@ -91,9 +95,15 @@ def main() -> None:
     except TunerError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
     except KeyboardInterrupt:
-        typer.echo("interrupted; what was finished is kept, `tuner resume DIR` goes on from there", err=True)
-        sys.exit(INTERRUPTED)
+        typer.echo("interrupted; all that was reported is kept, `tuner resume DIR` goes on from there", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _view() -> View:

@@ -70,7 +70,7 @@ class Choices(Section, Generic[Number]):
     @model_validator(mode="after")
     def _distinct(self) -> Choices[Number]:
         if len(set(self.choices)) < len(self.choices):
-            raise _wrong("choices must differ from each other, got {got}", got=list(self.choices))
+            raise _wrong("choices must differ from each other, got {choices}", choices=list(self.choices))
         return self
 
 
@@ -80,7 +80,7 @@ def _is_reached(high: float, low: float, step: float) -> bool:
 
 
 def _wrong(template: str, **values: object) -> PydanticCustomError:
-    return PydanticCustomError("combination", template, values)  # type: ignore[arg-type]
+    return PydanticCustomError("combination", template, values)
 
 
 RANGE, CHOICES, FIXED = "<range>", "<choices>", "<fixed>"

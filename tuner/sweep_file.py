@@ -1,4 +1,4 @@
-"""Reads a sweep file into a SweepConfig, every problem at once and with its line; writes one back. Runs on the driver."""
+"""Reads a sweep file into a SweepConfig, all problems at once and with lines; writes one back. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _sections(document: CommentedMap, problems: list[Problem]) -> dict[str, Sect
     try:
         config = SweepConfig.model_validate(_plain(document))
     except ValidationError as error:
-        problems += [_problem(document, detail) for detail in error.errors(include_url=False)]
+        problems += [_problem(document, detail) for detail in error.errors(include_url=False) if not _is_echo(detail)]
     else:
         return {name: value for name, value in config if isinstance(value, Section)}
     return dict(_valid_sections(document))
@@ -157,6 +157,11 @@ def _problem(document: CommentedMap, detail: ErrorDetails) -> Problem:
     return Problem(key=_dotted(place), message=_message(detail), line=_line(document, place))
 
 
+def _is_echo(detail: ErrorDetails) -> bool:
+    """Whether pydantic calls a list too short only because its entries, each told already, are wrong."""
+    return detail["type"] == "too_short" and bool(detail["input"])
+
+
 def _place(detail: ErrorDetails) -> Place:
     """Where in the file: pydantic's own marks left out, and the mapping in place of an empty key in it."""
     place = tuple(part for part in detail["loc"] if part not in TAGS)
@@ -170,23 +175,25 @@ def _dotted(place: Place) -> str:
 def _message(detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
         return _unknown_key(detail["loc"])
-    limits: dict[str, Any] = detail.get("ctx", {})
-    template = _MESSAGES.get(detail["type"], "{text}, got {got}")
-    subject = "each key " if detail["loc"][-1] == _IN_KEY else ""
-    text = detail["msg"].replace("Input should", "must")
-    filled = template.format(
-        **{name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in limits.items()},
-        text=f"{text[0].lower()}{text[1:]}",
-        got=_shown(detail["input"]),
-        or_forms=_OR_DIMENSION if detail["loc"][-1] == FIXED else "",
-        or_sets=_OR_SETS if detail["loc"][-1] == FIXED else "",
+    last = detail["loc"][-1]
+    limits = {
+        name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in detail.get("ctx", {}).items()
+    }
+    message = _MESSAGES.get(detail["type"], "{text}, got {got}").format_map(
+        limits
+        | {
+            "text": detail["msg"].replace("Input should", "must"),
+            "got": _shown(detail["input"]),
+            "or_searched": _OR_SEARCHED if last == FIXED else "",
+            "or_sets": _OR_SETS if last == FIXED else "",
+        }
     )
-    return f"{subject}{filled}"
+    return f"each key {message}" if last == _IN_KEY else message
 
 
 _IN_KEY = "[key]"
 """Pydantic's mark for a problem with a mapping's key."""
-_OR_DIMENSION = ", {choices: [...]} or {low: ..., high: ...}"
+_OR_SEARCHED = ", {choices: [...]} or {low: ..., high: ...}"
 _OR_SETS = " or {choices: {name: [...], ...}}"
 _MESSAGES = {
     "missing": "is missing",
@@ -197,13 +204,12 @@ _MESSAGES = {
     "less_than": "must be below {lt}, got {got}",
     "finite_number": "must be a finite number, got {got}",
     "literal_error": "must be {expected}, got {got}",
-    "string_pattern_mismatch": "must be letters, digits, dots, dashes and underscores, and start with a letter or digit, "
-    "got {got}",
+    "string_pattern_mismatch": "must be letters, digits, `.`, `-` and `_`, a letter or digit first, got {got}",
     "string_too_short": "must not be empty, got {got}",
-    "too_short": "must hold at least {min_length}, got {got}",
-    "int_type": "must be a whole number{or_forms}, got {got}",
-    "int_from_float": "must be a whole number{or_forms}, got {got}",
-    "float_type": "must be a number{or_forms}, got {got}",
+    "too_short": "must hold at least {min_length} entry, got {got}",
+    "int_type": "must be a whole number{or_searched}, got {got}",
+    "int_from_float": "must be a whole number{or_searched}, got {got}",
+    "float_type": "must be a number{or_searched}, got {got}",
     "bool_type": "must be true or false, got {got}",
     "string_type": "must be text, got {got}",
     "string_unicode": "must be valid text, got {got}",
@@ -250,11 +256,10 @@ def _line(document: object, place: Place) -> int | None:
     """The line of a key, or of the deepest parent of it that the file has."""
     line = None
     for part in place:
-        positions = document.lc.data if isinstance(document, (CommentedMap, CommentedSeq)) else None
-        if not positions or part not in positions:
+        if not isinstance(document, (CommentedMap, CommentedSeq)) or part not in (document.lc.data or {}):
             break
-        line = positions[part][0] + 1
-        document = document[part]  # type: ignore[index] -- has positions, so it is one of the two
+        line = document.lc.data[part][0] + 1
+        document = document[part]
     return line
 
 

@@ -56,11 +56,12 @@ class RayBackend:
 
     def __init__(self, worker: str) -> None:
         self._worker = worker
+        self._owns_cluster = False
 
     def inspect(self, config: SweepConfig, folder: Path) -> Inspection:
         """Have a node that a trial could run on look at model and data."""
         del folder
-        _connect()
+        self._connect()
         _require_resources(config.resources)
         look = ray.remote(_inspect).options(
             num_cpus=config.resources.cpus_per_trial,
@@ -71,7 +72,7 @@ class RayBackend:
 
     def run(self, config: SweepConfig, folder: Path, study: StudyVerbs) -> None:
         """Work until the study gives out no more trials."""
-        _connect()
+        self._connect()
         _require_resources(config.resources)
         concurrency = _concurrency(config.resources)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrency)
@@ -106,7 +107,16 @@ class RayBackend:
 
     def close(self) -> None:
         """Leave the cluster; one of our own goes down."""
-        ray.shutdown()
+        if self._owns_cluster:
+            ray.shutdown()
+
+    def _connect(self) -> None:
+        if ray.is_initialized():
+            return
+        os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        self._owns_cluster = True
 
 
 class _Remembering:
@@ -211,14 +221,6 @@ class _StudyScheduler(FIFOScheduler):
 def _inspect(worker: str, config: SweepConfig) -> Inspection:
     look: TrialWorker = pkgutil.resolve_name(worker)(config, None)
     return look.inspect()
-
-
-def _connect() -> None:
-    if ray.is_initialized():
-        return
-    os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    logging.getLogger("ray").setLevel(logging.ERROR)
 
 
 def _placement(config: SweepConfig) -> tune.PlacementGroupFactory:

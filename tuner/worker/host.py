@@ -148,4 +148,6 @@ def _log_to(file: Path) -> None:
     package = logging.getLogger("tuner")
     package.setLevel(logging.INFO)
     package.propagate = False
+    for former in package.handlers:
+        former.close()
     package.handlers = [handler]

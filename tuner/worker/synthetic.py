@@ -63,7 +63,7 @@ def _metrics(spec: TrialSpec, steps: int, max_steps: int) -> Metrics:
     ranks = spec.lora.ranks()
     total_rank = sum(ranks.values())
     fit = 1 - math.exp(-3 * steps / max_steps)
-    skill = 0.95 - 0.4 / (1 + total_rank) - 0.05 * abs(math.log10(spec.learning_rate) + 2.5)
+    skill = 0.95 - 0.4 / (1 + total_rank) - 0.3 * abs(math.log10(spec.learning_rate) + 2.5)
     noise = random.Random(f"{spec.seed}:{spec.params}:{steps}").gauss(0, 0.01)  # noqa: S311 -- reproducible, not secret
     accuracy = min(1.0, max(0.0, 0.5 + (skill - 0.5) * fit + noise))
     return Metrics(

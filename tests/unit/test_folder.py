@@ -1,0 +1,112 @@
+"""A sweep's folder: free or taken, locked, adapters kept for the front alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.builders import make_record
+from tuner.errors import FolderError
+from tuner.folder import SweepFolder
+from tuner.front import Objective
+from tuner.trial import TrialState
+
+OBJECTIVES = (Objective.ACCURACY, Objective.TRAINABLE_PARAMS)
+
+
+def trained(folder: SweepFolder, number: int) -> None:
+    adapter = folder.checkpoint(number) / "rung-000120" / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
+
+
+def test_a_new_folder_is_free_and_nothing_is_made_by_asking(tmp_path: Path) -> None:
+    SweepFolder(tmp_path / "a" / "b").require_free()
+
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_with_a_sweep_is_refused_with_the_way_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").touch()
+
+    with pytest.raises(FolderError, match=f"tuner resume {tmp_path}"):
+        SweepFolder(tmp_path).require_free()
+
+
+def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+
+    with pytest.raises(FolderError, match="no empty folder"):
+        SweepFolder(tmp_path).require_free()
+
+
+def test_a_folder_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(FolderError, match="can't be written"):
+        SweepFolder(Path("/proc/sweep")).require_free()
+
+
+def test_a_folder_without_a_journal_is_no_sweep(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").touch()
+
+    with pytest.raises(FolderError, match=r"no study.journal"):
+        SweepFolder(tmp_path).require_sweep()
+
+
+def test_one_driver_at_a_time_holds_a_folder(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+
+    with folder.locked(), pytest.raises(FolderError, match="in use by another"), folder.locked():
+        pass
+    with folder.locked():
+        pass
+
+
+def test_the_adapter_of_a_trial_on_the_front_is_kept_and_its_checkpoint_goes(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    trained(folder, 0)
+
+    folder.settle([make_record(0)], OBJECTIVES)
+
+    assert (folder.adapter(0) / "adapter_config.json").is_file()
+    assert not folder.checkpoint(0).exists()
+
+
+def test_an_adapter_goes_when_a_better_trial_pushes_it_off_the_front(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    worse, better = make_record(0, accuracy=0.7), make_record(1, accuracy=0.8)
+    for records in ([worse], [worse, better]):
+        trained(folder, records[-1].number)
+        folder.settle(records, OBJECTIVES)
+
+    assert not folder.adapter(0).exists()
+    assert folder.adapter(1).exists()
+
+
+@pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.FAIL])
+def test_nothing_of_a_stopped_trial_stays(tmp_path: Path, state: TrialState) -> None:
+    folder = SweepFolder(tmp_path)
+    trained(folder, 0)
+
+    folder.settle([make_record(0, state)], OBJECTIVES)
+
+    assert not folder.checkpoint(0).exists()
+    assert not folder.adapter(0).exists()
+
+
+def test_the_checkpoint_of_a_running_trial_stays(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    trained(folder, 0)
+
+    folder.settle([make_record(0, TrialState.RUNNING)], OBJECTIVES)
+
+    assert folder.checkpoint(0).exists()
+
+
+def test_settling_twice_changes_nothing(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    trained(folder, 0)
+    for _ in range(2):
+        folder.settle([make_record(0)], OBJECTIVES)
+
+    assert [path.name for path in folder.adapter(0).iterdir()] == ["adapter_config.json"]

@@ -1,0 +1,86 @@
+"""What a person sees while a sweep runs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+from tests.builders import make_config, make_inspection, make_record
+from tuner.live import LiveView, PlainView, Progress, clock_time, row, steps_to_come, visible
+from tuner.trial import TrialState
+
+CONFIG = make_config()  # 4 trials of 120 steps
+
+
+def ticking(*times_s: float) -> Callable[[], float]:
+    remaining = list(times_s)
+    return lambda: remaining.pop(0)
+
+
+def test_steps_to_come_are_full_trials_before_any_has_ended() -> None:
+    assert steps_to_come(CONFIG, []) == 4 * 120
+
+
+def test_steps_to_come_follow_what_ended_trials_took() -> None:
+    records = [make_record(0, steps=120), make_record(1, TrialState.PRUNED, steps=60)]
+
+    assert steps_to_come(CONFIG, records) == 2 * 90
+
+
+def test_time_left_is_the_rate_so_far_times_what_is_to_come() -> None:
+    progress = Progress(CONFIG, [], ticking(100.0, 130.0))
+
+    assert progress.left_s([make_record(0, steps=120)]) == 30.0 / 120 * 3 * 120
+
+
+def test_what_an_earlier_process_did_does_not_count_into_the_rate() -> None:
+    before = [make_record(0, steps=120)]
+    progress = Progress(CONFIG, before, ticking(100.0))
+
+    assert progress.left_s(before) is None
+
+
+def test_running_trials_come_first_then_the_best_finished_ones() -> None:
+    records = [
+        make_record(0, accuracy=0.5),
+        make_record(1, accuracy=0.9),
+        make_record(2, TrialState.PRUNED, accuracy=0.95),
+        make_record(3, TrialState.RUNNING),
+    ]
+
+    assert [record.number for record in visible(records, rows=3)] == [3, 1, 0]
+
+
+def test_plain_lines_tell_each_change_once() -> None:
+    stream = io.StringIO()
+    view = PlainView(stream, clock=lambda: 0.0)
+    records = [make_record(0, TrialState.RUNNING)]
+    with view.watching(CONFIG, make_inspection(), []):
+        view.update(records)
+        view.update(records)
+
+    assert stream.getvalue().count("trial   0") == 1
+    assert "80.0%" in stream.getvalue()
+
+
+def test_a_failed_trials_row_says_why() -> None:
+    assert row(make_record(0, TrialState.FAIL), CONFIG)[1] == "exception"
+
+
+def test_the_live_table_shows_trials_and_the_share_done() -> None:
+    from rich.console import Console
+
+    view = LiveView(clock=lambda: 0.0)
+    view._config, view._inspection = CONFIG, make_inspection()
+    view._console = Console(width=160, height=40, file=io.StringIO())
+    view._progress = Progress(CONFIG, [], lambda: 0.0)
+    view.update([make_record(0), make_record(1, TrialState.RUNNING)])
+    view._console.print(view._draw())
+
+    text = view._console.file.getvalue()  # type: ignore[attr-defined]
+    assert "COMPLETE" in text
+    assert "1/4 trials" in text
+
+
+def test_clock_time_reads_as_people_write_it() -> None:
+    assert [clock_time(seconds) for seconds in (None, 9, 65, 3909)] == ["-:--", "0:09", "1:05", "1:05:09"]

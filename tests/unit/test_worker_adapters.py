@@ -1,0 +1,147 @@
+"""How targets find their layers, and what stands on the base while a trial runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft.tuners.lora import LoraLayer
+from transformers import BertConfig
+
+from tests.builders import make_lora
+from tuner.worker.adapters import attach, resolve_ranks
+from tuner.worker.model import BaseModel, block_linears, head_linears, skeleton
+
+NAMES = (
+    "encoder.layer.0.attention.self.query",
+    "encoder.layer.0.attention.output.dense",
+    "encoder.layer.0.intermediate.dense",
+    "encoder.layer.0.output.dense",
+)
+TINY = BertConfig(
+    vocab_size=50,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    num_labels=3,
+    max_position_embeddings=16,
+)
+
+
+def tiny_base() -> BaseModel:
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(TINY)
+    model.requires_grad_(requires_grad=False)
+    return BaseModel(model=model, tokenizer=None, device=torch.device("cpu"), compute_dtype=torch.float32)  # type: ignore[arg-type]
+
+
+def test_a_target_means_every_layer_whose_name_ends_in_it() -> None:
+    assert resolve_ranks(NAMES, {"dense": 4}) == dict.fromkeys(NAMES[1:], 4)
+
+
+def test_the_longest_fitting_target_wins() -> None:
+    ranks = resolve_ranks(NAMES, {"output.dense": 2, "attention.output.dense": 8})
+
+    assert ranks == {NAMES[1]: 8, NAMES[3]: 2}
+
+
+def test_a_target_is_matched_by_whole_words() -> None:
+    with pytest.raises(ValueError, match="no linear layer is named uery"):
+        resolve_ranks(NAMES, {"uery": 1})
+
+
+@given(st.permutations(["query", "output.dense", "attention.output.dense", "intermediate.dense"]))
+def test_the_order_of_targets_does_not_matter(targets: list[str]) -> None:
+    ranks = {target: len(target) for target in targets}
+
+    assert resolve_ranks(NAMES, ranks) == resolve_ranks(NAMES, dict(sorted(ranks.items())))
+
+
+def test_pooler_and_head_are_no_layers_of_the_blocks() -> None:
+    model = skeleton(TINY)
+
+    assert head_linears(model) == ("bert.pooler.dense", "classifier")
+    assert len(block_linears(model)) == 12
+
+
+def test_trainable_parameters_are_the_sum_over_shapes_plus_the_head() -> None:
+    lora = make_lora(r=4, target_modules=("query", "intermediate.dense"), rank_pattern=(("intermediate.dense", 2),))
+
+    adapted = attach(tiny_base(), lora, seed=0)
+
+    per_layer = 4 * (16 + 16) + 2 * (16 + 32)
+    assert adapted.num_trainable() == 2 * per_layer + 16 * 3 + 3
+
+
+def test_every_layer_gets_its_own_rank_at_the_same_scale() -> None:
+    lora = make_lora(
+        r=4, lora_alpha=8.0, target_modules=("query", "output.dense"), rank_pattern=(("output.dense", 1),)
+    )
+
+    adapted = attach(tiny_base(), lora, seed=0)
+
+    layers = [layer for layer in adapted.model.modules() if isinstance(layer, LoraLayer)]
+    assert {layer.r["default"] for layer in layers} == {1, 4}
+    assert {layer.scaling["default"] for layer in layers} == {2.0}
+
+
+def test_a_module_of_rank_zero_is_not_adapted() -> None:
+    lora = make_lora(r=4, target_modules=("query", "value"), rank_pattern=(("value", 0),))
+
+    adapted = attach(tiny_base(), lora, seed=0)
+
+    assert not any("value.lora_A" in name for name in adapted.trainable())
+
+
+def test_a_target_that_names_no_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="no linear layer is named q_proj"):
+        attach(tiny_base(), make_lora(target_modules=("q_proj",)), seed=0)
+
+
+def test_nothing_of_an_adapter_stays_on_the_base() -> None:
+    base = tiny_base()
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    modules = [type(module) for module in base.model.modules()]
+
+    adapted = attach(base, make_lora(), seed=3)
+    with torch.no_grad():
+        for parameter in adapted.trainable().values():
+            parameter.add_(1.0)
+    adapted.detach()
+
+    after = base.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [type(module) for module in base.model.modules()] == modules
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+def test_the_start_of_a_trial_depends_on_its_seed_alone() -> None:
+    base = tiny_base()
+    first = {name: value.detach().clone() for name, value in attach_and_detach(base, seed=1).items()}
+    attach_and_detach(base, seed=2)
+
+    again = attach_and_detach(base, seed=1)
+
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def attach_and_detach(base: BaseModel, seed: int) -> dict[str, torch.nn.Parameter]:
+    adapted = attach(base, make_lora(), seed)
+    trainable = adapted.trainable()
+    adapted.detach()
+    return trainable
+
+
+def test_without_an_adapter_the_head_alone_is_trained() -> None:
+    base = tiny_base()
+
+    adapted = attach(base, None, seed=0)
+
+    assert set(adapted.trainable()) == {"classifier.weight", "classifier.bias"}
+    adapted.detach()
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())

@@ -1,0 +1,112 @@
+"""ReportData -> front.png: the front in two panels, drawn by matplotlib without a display. Runs on the driver."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from tuner.report.data import ReportData, Standing
+from tuner.report.labels import Font, Pixel, place_labels
+from tuner.report.views import LEGEND, STYLES, Point, View, build_views, tick_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+WIDTH_PX, HEIGHT_PX, DPI = 1600, 700, 120
+POINTS_PER_CSS_PX = 72 / 96
+FONT_SIZE = 9
+FONT = Font(digit=10, height=13, gaps=(8, 16, 30, 50))
+
+
+def front_png(data: ReportData) -> bytes:
+    """Draw the front; the bytes of a PNG of 1600 x 700 pixels. The same data gives the same bytes."""
+    figure = Figure(figsize=(WIDTH_PX / DPI, HEIGHT_PX / DPI), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, 2)
+    views = build_views(data)
+    for axes, view in zip(panels, views, strict=True):
+        _draw(axes, view)
+    handles = [_markers(standing) for standing in LEGEND]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.suptitle(f"{data.config.name}: the front", x=0.01, ha="left", fontsize=14, fontweight="bold")
+    figure.draw_without_rendering()  # the labels need the final layout
+    for axes, view in zip(panels, views, strict=True):
+        _label(axes, view)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    return picture.getvalue()
+
+
+def _draw(axes: Axes, view: View) -> None:
+    axes.set_title(view.title, loc="left", fontsize=12)
+    axes.set_xlabel(f"{view.x_label}, {view.x_note}" if view.x_note else view.x_label)
+    axes.set_ylabel("Validation accuracy (%)")
+    if view.is_log:
+        _log_axis(axes, view)
+    axes.set_xlim(*view.x_span)
+    axes.set_ylim(*view.y_span)
+    axes.grid(visible=True, color="#e3e6ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.plot(*_columns(view.line), color=STYLES[Standing.FRONT].colour, linewidth=1.3)
+    for standing in reversed(LEGEND):
+        _points(axes, view.of(standing), standing)
+    if view.num_below:
+        axes.annotate(f"{view.num_below} more below this axis", (0.99, 0.02), xycoords="axes fraction", ha="right")
+    if not view.points:
+        axes.annotate("no trial has reported yet", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center")
+
+
+def _log_axis(axes: Axes, view: View) -> None:
+    ticks = tick_texts(view)
+    axes.set_xscale("log")
+    axes.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def _points(axes: Axes, points: Sequence[Point], standing: Standing) -> None:
+    places = _columns([(point.x, point.y) for point in points])
+    if standing is Standing.FRONT:
+        errors = [point.error for point in points]
+        axes.errorbar(*places, yerr=errors, fmt="none", ecolor=STYLES[standing].colour, elinewidth=1, capsize=3)
+    axes.add_line(_markers(standing, *places))
+
+
+def _markers(standing: Standing, x: Sequence[float] = (), y: Sequence[float] = ()) -> Line2D:
+    style = STYLES[standing]
+    return Line2D(
+        x,
+        y,
+        linestyle="none",
+        marker="o",
+        color=style.colour,
+        markersize=style.size * POINTS_PER_CSS_PX,
+        markerfacecolor="white" if style.is_hollow else style.colour,
+        markeredgewidth=1.2,
+        label=LEGEND[standing],
+    )
+
+
+def _label(axes: Axes, view: View) -> None:
+    """Write the trial numbers beside the front's points, where there is room."""
+    points = view.of(Standing.FRONT)
+    texts = [str(point.row.number) for point in points]
+    anchors = _pixels(axes, [(point.x, point.y) for point in points])
+    places = place_labels(anchors, texts, FONT, others=_pixels(axes, view.obstacles))
+    for point, text, place in zip(points, texts, places, strict=True):
+        if place:
+            left, bottom, _, _ = place.box((0, 0), FONT.digit * len(text), FONT.height)
+            at = (left * 72 / DPI, bottom * 72 / DPI)
+            axes.annotate(text, (point.x, point.y), at, textcoords="offset points", fontsize=FONT_SIZE)
+
+
+def _pixels(axes: Axes, places: Sequence[tuple[float, float]]) -> list[Pixel]:
+    return [tuple(axes.transData.transform(place)) for place in places]

@@ -1,0 +1,65 @@
+"""Writes the report's files, each whole or not at all. Runs on the driver."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from typing import TYPE_CHECKING
+
+from tuner.report.data import build_report_data
+from tuner.report.page import report_html
+from tuner.report.picture import front_png
+from tuner.report.tables import front_csv, summary_json, trials_csv
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tuner.config import SweepConfig
+    from tuner.trial import Inspection, TrialRecord
+
+
+def write_report(
+    folder: Path, config: SweepConfig, inspection: Inspection, records: Sequence[TrialRecord]
+) -> tuple[Path, ...]:
+    """Write trials.csv, front.csv, summary.json, report.html and front.png.
+
+    The same arguments give the same bytes: no clock and nothing of this machine is in them.
+
+    Args:
+        folder: The sweep's folder, there already. The page shows it in its commands as it is given here.
+        config: The sweep.
+        inspection: What a worker found in the data.
+        records: Every trial of the study, in any order; none need have finished.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: Trials had their memory measured in different ways, so that they can't be compared.
+        OSError: A file can't be written; files of an earlier report are then still whole.
+    """
+    version = importlib.metadata.version("tuner")
+    data = build_report_data(config, inspection, records, folder=str(folder), version=version)
+    contents = {
+        "trials.csv": trials_csv(data).encode(),
+        "front.csv": front_csv(data).encode(),
+        "summary.json": summary_json(data).encode(),
+        "report.html": report_html(data).encode(),
+        "front.png": front_png(data),
+    }
+    return tuple(_replace(folder / name, content) for name, content in contents.items())
+
+
+def _replace(path: Path, content: bytes) -> Path:
+    """Write beside the file and put it in its place in one step, so that a kill leaves no half file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
