@@ -164,8 +164,8 @@ def _limits(field: Schema) -> Iterator[str]:
 
 def _mapping(field: Schema, defs: Schema) -> str:
     match field:
-        case {"properties": {"low": _, **keys}}:
-            return f"`{{{', '.join(('low', *keys))}}}`"
+        case {"properties": {"low": _} as keys}:
+            return f"`{{{', '.join(keys)}}}`"
         case {"properties": {"choices": {"type": "array"}}}:
             return "`{choices: [...]}`"
         case {"properties": {"choices": {"type": "object"}}}:

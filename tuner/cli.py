@@ -76,7 +76,9 @@ def export(
     from tuner.export import export as export_adapter  # noqa: PLC0415 -- keeps --help fast
 
     exported = export_adapter(folder, to=to, pick=pick)
-    typer.echo(f"trial {exported.number} is in {exported.folder}; it scores {exported.accuracy:.1%}, as the report says")
+    typer.echo(
+        f"trial {exported.number} is in {exported.folder}; it scores {exported.accuracy:.1%}, as the report says"
+    )
 
 
 @app.command()
@@ -85,7 +87,9 @@ def validate(sweep_file: SweepFile, overrides: Overrides = None) -> None:
     from tuner.sweep_file import load_sweep_file  # noqa: PLC0415 -- keeps --help fast
 
     config = load_sweep_file(sweep_file, overrides or ())
-    typer.echo(f"{sweep_file} is a sweep of {config.search.num_trials} trials, evaluated at steps {_listed(config.rungs)}")
+    typer.echo(
+        f"{sweep_file} is a sweep of {config.search.num_trials} trials, evaluated at steps {_listed(config.rungs)}"
+    )
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
 """A sweep's folder: what lies where, who may write, which adapters stay. Runs on the driver.
 
-    reports/quickstart/
-        sweep.yaml          the sweep as resolved
-        study.journal       every trial; optuna-dashboard opens it
-        trials.csv, front.csv, summary.json, report.html, front.png
-        adapters/           trial-0007/ in PEFT's format, for the trials on the front
-        checkpoints/        trial-0009/ while a trial runs
-        logs/               one file per worker process
+reports/quickstart/
+    sweep.yaml          the sweep as resolved
+    study.journal       every trial; optuna-dashboard opens it
+    trials.csv, front.csv, summary.json, report.html, front.png
+    adapters/           trial-0007/ in PEFT's format, for the trials on the front
+    checkpoints/        trial-0009/ while a trial runs
+    logs/               one file per worker process
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tuner.config import ObjectivesConfig
 
 GIB = 2**30
+ROUNDING = 1e-9
+"""Two accuracies nearer than this are equal: 0.9 - 0.3 is a little more than 0.6 in binary."""
 
 
 class Objective(enum.StrEnum):
@@ -61,7 +63,7 @@ def front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tu
         raise ValueError(msg)
     mask = non_dominated_mask(_losses(finished, objectives))
     on_front = [record for record, is_on in zip(finished, mask, strict=True) if is_on]
-    return tuple(sorted(on_front, key=_by_cost))
+    return tuple(sorted(on_front, key=lambda record: _cost_order(record, objectives)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +96,7 @@ class Pick:
                 return self._numbered(front, int(argument))
             case "cheapest-within" if (margin := _margin(argument)) is not None:
                 best = max(_accuracy(record) for record in front)
-                return next(record for record in front if _accuracy(record) >= best - margin)
+                return next(record for record in front if _accuracy(record) >= best - margin - ROUNDING)
         msg = f"pick must be knee, most-accurate, trial:N or cheapest-within:MARGIN (0 to 1), got {self.rule!r}"
         raise PickError(msg)
 
@@ -119,10 +121,13 @@ def _accuracy(record: TrialRecord) -> float:
     return record.last.accuracy if record.last else -1.0
 
 
-def _by_cost(record: TrialRecord) -> tuple[int, int, float, int]:
+def _cost_order(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[float, ...]:
+    """Sort key: the costs that the sweep weighs, then those that it does not, then accuracy, then number."""
     if record.last is None:
-        return (0, 0, 0.0, record.number)
-    return (record.last.trainable_params, record.last.peak_memory_bytes, -record.last.accuracy, record.number)
+        return (record.number,)
+    weighed = (goal.of(record.last) for goal in objectives if not goal.is_maximized)
+    costs = (*weighed, record.last.trainable_params, record.last.peak_memory_bytes)
+    return (*costs, -record.last.accuracy, record.number)
 
 
 def _losses(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> FloatArray:

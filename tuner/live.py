@@ -100,9 +100,7 @@ class PlainView:
         self._shown: dict[int, TrialRecord] = {}
 
     @contextlib.contextmanager
-    def watching(
-        self, config: SweepConfig, inspection: Inspection, records: Sequence[TrialRecord]
-    ) -> Iterator[None]:
+    def watching(self, config: SweepConfig, inspection: Inspection, records: Sequence[TrialRecord]) -> Iterator[None]:
         """Say what begins."""
         self._config = config
         self._progress = Progress(config, records, self._clock)
@@ -145,9 +143,7 @@ class LiveView:
         self._records: tuple[TrialRecord, ...] = ()
 
     @contextlib.contextmanager
-    def watching(
-        self, config: SweepConfig, inspection: Inspection, records: Sequence[TrialRecord]
-    ) -> Iterator[None]:
+    def watching(self, config: SweepConfig, inspection: Inspection, records: Sequence[TrialRecord]) -> Iterator[None]:
         """Take the terminal."""
         from rich.console import Console  # noqa: PLC0415 -- only terminals need it
         from rich.live import Live  # noqa: PLC0415
@@ -220,7 +216,9 @@ def visible(records: Sequence[TrialRecord], *, rows: int) -> list[TrialRecord]:
     """The trials worth a row: running ones first, then by accuracy."""
     running = [record for record in records if record.state is TrialState.RUNNING]
     ended = [record for record in records if record.state is not TrialState.RUNNING]
-    ended.sort(key=lambda record: (record.state is not TrialState.COMPLETE, -(record.last.accuracy if record.last else 0)))
+    ended.sort(
+        key=lambda record: (record.state is not TrialState.COMPLETE, -(record.last.accuracy if record.last else 0))
+    )
     return [*running, *ended][:rows]
 
 

@@ -32,9 +32,7 @@ def is_dominated(
     if pruning.method == "none":
         return False
     z = NormalDist().inv_cdf(pruning.confidence)
-    return any(
-        _costs_no_more(other, candidate, objectives) and _is_better(other, candidate, z=z) for other in others
-    )
+    return any(_costs_no_more(other, candidate, objectives) and _is_better(other, candidate, z=z) for other in others)
 
 
 def _costs_no_more(other: Metrics, candidate: Metrics, objectives: ObjectivesConfig) -> bool:

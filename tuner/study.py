@@ -11,12 +11,13 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from pydantic import TypeAdapter
 
 from tuner.errors import FolderError
@@ -138,7 +139,7 @@ class Study:
         self._records[number] = closed
         return closed
 
-    def _set_attr(self, number: int, key: str, value: Any) -> None:
+    def _set_attr(self, number: int, key: str, value: object) -> None:
         trial_id = self._study.get_trials(deepcopy=False)[number]._trial_id  # noqa: SLF001 -- no public way by number
         self._study._storage.set_trial_user_attr(trial_id, key, value)  # noqa: SLF001 -- after a restart there is no optuna.Trial
 
@@ -162,7 +163,9 @@ def create_study(journal: Path, config: SweepConfig, inspection: Inspection) -> 
     """Begin a sweep's study in a new journal file."""
     objectives = objectives_of(config.objectives)
     study = optuna.create_study(
-        storage=_storage(journal), study_name=config.name, directions=[_direction(objective) for objective in objectives]
+        storage=_storage(journal),
+        study_name=config.name,
+        directions=[_direction(objective) for objective in objectives],
     )
     with _experimental():
         study.set_metric_names([str(objective) for objective in objectives])
@@ -188,8 +191,8 @@ def _storage(journal: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(journal)))
 
 
-def _direction(objective: Objective) -> str:
-    return "maximize" if objective.is_maximized else "minimize"
+def _direction(objective: Objective) -> StudyDirection:
+    return StudyDirection.MAXIMIZE if objective.is_maximized else StudyDirection.MINIMIZE
 
 
 def _build_sampler(search: SearchConfig, number: int) -> BaseSampler:
@@ -223,5 +226,3 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         curve=tuple(sorted(curve, key=lambda metrics: metrics.steps)),
         outcome=outcome,
     )
-
-

@@ -87,9 +87,7 @@ def run(
         trainer.close()
 
 
-def resume(
-    folder: Path | str, *, backend: str | None = None, view: View | None = None, worker: str = WORKER
-) -> Sweep:
+def resume(folder: Path | str, *, backend: str | None = None, view: View | None = None, worker: str = WORKER) -> Sweep:
     """Go on with a sweep that was interrupted: finished trials stay, unfinished ones go on from their last rung.
 
     Args:

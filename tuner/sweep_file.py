@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
@@ -88,13 +88,18 @@ def _parse(text: str) -> object:
     """Read YAML 1.2, where 2e-4 is a number and `no` a word (PyYAML reads 1.1).
 
     Raises:
-        YAMLError: Also where ruamel lets errors of Python through, as for `2001-13-45` and `!!bool x`.
+        YAMLError: Also where ruamel lets errors of Python through, as for `2001-13-45`, `-_` and `!!set x`.
     """
     try:
-        return YAML(typ="rt").load(text)
-    except (ValueError, KeyError, RecursionError) as error:
+        node = YAML(typ="rt").load(text)
+        repr(_plain(node))  # fails here, and not later: a node that holds itself, a hexadecimal number too long to show
+    except RecursionError as error:
+        message = "it is nested too deep, or holds itself"
+        raise YAMLError(message) from error
+    except (ValueError, LookupError, AttributeError) as error:
         message = f"a value can't be read ({error})"
         raise YAMLError(message) from error
+    return cast("object", node)
 
 
 def _unreadable(path: Path, message: str, line: int | None = None) -> ConfigError:
@@ -159,7 +164,7 @@ def _problem(document: CommentedMap, detail: ErrorDetails) -> Problem:
 
 def _is_echo(detail: ErrorDetails) -> bool:
     """Whether pydantic calls a list too short only because its entries, each told already, are wrong."""
-    return detail["type"] == "too_short" and bool(detail["input"])
+    return detail["type"] == "too_short" and isinstance(detail["input"], (list, dict)) and bool(detail["input"])
 
 
 def _place(detail: ErrorDetails) -> Place:
@@ -175,7 +180,7 @@ def _dotted(place: Place) -> str:
 def _message(detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
         return _unknown_key(detail["loc"])
-    last = detail["loc"][-1]
+    last = detail["loc"][-1] if detail["loc"] else ""  # the file itself, where a key of it is no text
     limits = {
         name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in detail.get("ctx", {}).items()
     }
@@ -274,6 +279,8 @@ def _plain(node: object) -> object:
             return bool(node)
         case int() | float() | str():
             return next(plain(node) for plain in (int, float, str) if isinstance(node, plain))
+        case TaggedScalar():
+            return str(node.value)  # a tag of one's own means nothing here
         case _:
             return node
 

@@ -33,7 +33,9 @@ def run(folder: Path, backend: str, changes: dict[str, Any], worker: str | None 
 
 
 @pytest.mark.parametrize("resources", [{"gpus_per_trial": 8}, {"cpus_per_trial": 512.0}])
-def test_more_than_any_node_has_is_refused_before_anything_is_written(tmp_path: Path, resources: dict[str, Any]) -> None:
+def test_more_than_any_node_has_is_refused_before_anything_is_written(
+    tmp_path: Path, resources: dict[str, Any]
+) -> None:
     changes = {f"resources.{key}": value for key, value in resources.items()}
 
     with pytest.raises(ResourcesError, match="no node of the cluster has that"):
@@ -63,9 +65,7 @@ def test_a_trial_whose_worker_is_lost_each_time_fails_and_the_sweep_goes_on(tmp_
 def results(records: tuple[TrialRecord, ...]) -> list[TrialRecord]:
     """Records without what a clock measured."""
     return [
-        dataclasses.replace(
-            record, curve=tuple(dataclasses.replace(metrics, train_s=0.0) for metrics in record.curve)
-        )
+        dataclasses.replace(record, curve=tuple(dataclasses.replace(metrics, train_s=0.0) for metrics in record.curve))
         for record in records
     ]
 

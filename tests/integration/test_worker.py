@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes as bnb
 import pytest
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.builders import make_lora, make_spec
@@ -135,7 +135,7 @@ def running(loaded: tuple[BaseModel, TrainingData, Any]) -> Iterator[TrialRun]:
 
 def test_linear_layers_of_the_blocks_are_nf4_and_the_head_is_not(loaded: tuple[BaseModel, TrainingData, Any]) -> None:
     model = loaded[0].model
-    quantized = [name for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)]
+    quantized = [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
 
     assert len(quantized) == 36
     assert not any("pooler" in name or "classifier" in name for name in quantized)
@@ -182,11 +182,11 @@ def test_an_evaluation_leaves_the_gradients_of_later_training_alone(running: Tri
     assert torch.nn.functional.cosine_similarity(fresh, gradients(running), dim=0) > 0.9999
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts storages made inside, by a second method: each operator's new outputs, until they are freed."""
 
     def __init__(self, known: set[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known, self.now, self.peak = known, 0, 0
         self._alive: dict[int, Any] = {}
 

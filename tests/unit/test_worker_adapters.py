@@ -25,7 +25,7 @@ TINY = BertConfig(
     num_hidden_layers=2,
     num_attention_heads=2,
     intermediate_size=32,
-    num_labels=3,
+    num_labels=3,  # type: ignore[call-arg]
     max_position_embeddings=16,
 )
 
@@ -34,7 +34,7 @@ def tiny_base() -> BaseModel:
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(TINY)
+    model = AutoModelForSequenceClassification.from_config(TINY)  # type: ignore[no-untyped-call]
     model.requires_grad_(requires_grad=False)
     return BaseModel(model=model, tokenizer=None, device=torch.device("cpu"), compute_dtype=torch.float32)  # type: ignore[arg-type]
 
@@ -78,9 +78,7 @@ def test_trainable_parameters_are_the_sum_over_shapes_plus_the_head() -> None:
 
 
 def test_every_layer_gets_its_own_rank_at_the_same_scale() -> None:
-    lora = make_lora(
-        r=4, lora_alpha=8.0, target_modules=("query", "output.dense"), rank_pattern=(("output.dense", 1),)
-    )
+    lora = make_lora(r=4, lora_alpha=8.0, target_modules=("query", "output.dense"), rank_pattern=(("output.dense", 1),))
 
     adapted = attach(tiny_base(), lora, seed=0)
 

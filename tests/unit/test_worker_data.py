@@ -16,7 +16,7 @@ from tests.sweeps import DATA
 from tuner.config import DataConfig
 from tuner.worker.data import BatchOrder, DataError, Tokenized, collate, evaluation_batches, load_splits
 
-ROWS = [{"text": f"text number {index}", "label": "ab"[index % 2]} for index in range(20)]
+ROWS: list[dict[str, object]] = [{"text": f"text number {index}", "label": "ab"[index % 2]} for index in range(20)]
 
 
 def write_rows(folder: Path, rows: list[dict[str, object]], name: str = "rows.jsonl") -> Path:
@@ -94,7 +94,7 @@ def test_each_format_gives_the_same_examples(tmp_path: Path, name: str) -> None:
     ("rows", "name", "changes", "key", "message"),
     [
         (ROWS, "rows.jsonl", {"path": "/none.jsonl"}, "data.path", "no such file: /none.jsonl"),
-        (ROWS, "rows.txt", {}, "data.path", "must end in .jsonl"),
+        (ROWS, "rows.txt", {}, "data.path", r"must end in \.jsonl"),
         (ROWS, "rows.jsonl", {"label": "klass"}, "data.label", "no column 'klass'.*it has: text, label"),
         (ROWS, "rows.jsonl", {"text": "body"}, "data.text", "no column 'body'.*it has: text, label"),
         ([], "rows.jsonl", {}, "data.path", "holds no examples"),

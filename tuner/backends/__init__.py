@@ -116,5 +116,3 @@ def build_backend(name: str, worker: str = WORKER) -> Backend:
     from tuner.backends.ray_tune import RayBackend  # noqa: PLC0415 -- ray takes two seconds to import
 
     return RayBackend(worker)
-
-

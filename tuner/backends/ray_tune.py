@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 RESULT = "result"
 """Key of what a worker brought, in the result that goes through Ray."""
 
-WORKER_LOST = "its worker process ended each time; Ray's log folder has more, the operating system's says if memory ran out"
+WORKER_LOST = (
+    "its worker process ended each time; Ray's log folder has more, the operating system's says if memory ran out"
+)
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the live view is ours
@@ -111,9 +113,9 @@ class RayBackend:
             ray.shutdown()
 
     def _connect(self) -> None:
+        os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
         if ray.is_initialized():
             return
-        os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         logging.getLogger("ray").setLevel(logging.ERROR)
         self._owns_cluster = True
@@ -178,13 +180,15 @@ class _StudySearcher(Searcher):
         self._study = study
         self._numbers = numbers
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: object
+    ) -> bool:
         """Keep what all trials share."""
         del metric, mode, spec
         self._shared = config
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # FINISHED is text
         spec: TrialSpec | None = self._study.ask()
         if spec is None:
             return Searcher.FINISHED
@@ -208,14 +212,13 @@ class _StudyScheduler(FIFOScheduler):
     """Passes results on to `report` and `tell`."""
 
     def __init__(self, study: StudyVerbs, numbers: Mapping[str, int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._study = study
         self._numbers = numbers
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         decision = hand_in(self._study, self._numbers[trial.trial_id], result[RESULT])
         return str(TrialScheduler.CONTINUE if decision is Decision.CONTINUE else TrialScheduler.STOP)
-
 
 
 def _inspect(worker: str, config: SweepConfig) -> Inspection:
@@ -244,7 +247,8 @@ def _concurrency(resources: ResourcesConfig) -> int:
 
 
 def _nodes() -> Iterator[dict[str, float]]:
-    return (node["Resources"] for node in ray.nodes() if node["Alive"])
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return (node["Resources"] for node in nodes if node["Alive"])
 
 
 def _trials_on(node: dict[str, float], resources: ResourcesConfig) -> int:

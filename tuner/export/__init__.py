@@ -111,7 +111,6 @@ def _provenance(adapter: Path, sweep: Sweep, record: TrialRecord, pick: str) -> 
         "training": sweep.config.training.model_dump(mode="json"),
         "versions": {package: metadata.version(package) for package in PACKAGES},
         "files_sha256": {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(adapter.glob("*.safetensors"))
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(adapter.glob("*.safetensors"))
         },
     }

@@ -24,7 +24,8 @@ Trace = dict[str, Any]
 
 GRID = "rgba(128,128,128,0.22)"
 GOLDEN = 0.618
-FONT = Font(digit=8, height=13, gaps=(6,))
+FONT_SIZE = 12
+FONT = Font(digit=7, height=13, gaps=(6,))
 NARROW_PX = (280, 310)
 """Width and height of a plot's inside on a phone."""
 TEXT_POSITIONS = {(-1, 1): "top left", (1, -1): "bottom right", (-1, -1): "bottom left", (1, 1): "top right"}
@@ -45,15 +46,17 @@ class Figure:
 
 
 def front_figures(data: ReportData) -> tuple[Figure, ...]:
-    """The 2-D views of the front."""
+    """The 2-D views of the front; none before a trial is there to show."""
     unit = memory_unit(data)
-    return tuple(_front_figure(view, unit) for view in build_views(data))
+    return tuple(_front_figure(view, unit) for view in build_views(data) if view.points)
 
 
 def curve_figures(data: ReportData) -> tuple[Figure, ...]:
-    """Accuracy and loss of every trial over its steps."""
+    """Accuracy and loss of every trial over its steps; none before the first report."""
     unit = memory_unit(data)
     rows = [row for standing in BACK_TO_FRONT for row in data.rows_of(standing) if row.record.curve]
+    if not rows:
+        return ()
     accuracies = [_curve(row, [100 * at.accuracy for at in row.record.curve], unit) for row in rows]
     losses = [_curve(row, [_finite(at.loss) for at in row.record.curve], unit) for row in rows]
     steps = _axis("Optimizer steps", tickvals=list(data.config.rungs), rangemode="tozero")
@@ -65,8 +68,12 @@ def curve_figures(data: ReportData) -> tuple[Figure, ...]:
 
 
 def param_figures(data: ReportData) -> tuple[Figure, ...]:
-    """Accuracy against each searched parameter."""
-    return tuple(_param_figure(data, name) for name in searched_params(data.config.search.space))
+    """Accuracy against each searched parameter; none before a trial is there to show."""
+    accuracies = [100 * row.last.accuracy for row in data.rows_of(*LEGEND) if row.last]
+    if not accuracies:
+        return ()
+    y_axis = _axis("Validation accuracy (%)", range=list(padded(accuracies)))
+    return tuple(_param_figure(data, name, y_axis) for name in searched_params(data.config.search.space))
 
 
 def _front_figure(view: View, unit: MemoryUnit) -> Figure:
@@ -116,6 +123,7 @@ def _labels(view: View) -> Trace:
     places = place_labels(anchors, texts, FONT, others=_pixels(view, view.obstacles))
     return {
         "text": [text if place else "" for text, place in zip(texts, places, strict=True)],
+        "textfont": {"size": FONT_SIZE},
         "textposition": [TEXT_POSITIONS[place.side, place.level] if place else "top left" for place in places],
     }
 
@@ -160,14 +168,12 @@ def _is_wide(traces: Iterable[Trace]) -> bool:
     return bool(values) and max(values) > LOSS_RATIO_FOR_LOG * min(values)
 
 
-def _param_figure(data: ReportData, name: str) -> Figure:
+def _param_figure(data: ReportData, name: str, y_axis: dict[str, Any]) -> Figure:
     dimension = dimension_of(data.config.search.space, name)
     choices: tuple[ParamValue, ...] = () if isinstance(dimension, Range) else tuple(dimension.choices)
     unit = memory_unit(data)
     traces = [_param_trace(data.rows_of(standing), name, choices, unit) for standing in reversed(LEGEND)]
-    shown = [100 * row.last.accuracy for row in data.rows_of(*LEGEND) if row.last]
     x_axis = _range_axis(dimension) if isinstance(dimension, Range) else _choices_axis(choices)
-    y_axis = _axis("Validation accuracy (%)", range=list(padded(shown)))
     figure = _figure(f"Accuracy against {name}", "", traces, _axis(name, **x_axis), y_axis)
     figure.plotly["layout"]["height"] = 280
     return figure

@@ -58,7 +58,8 @@ def _draw(axes: Axes, view: View) -> None:
     if view.num_below:
         axes.annotate(f"{view.num_below} more below this axis", (0.99, 0.02), xycoords="axes fraction", ha="right")
     if not view.points:
-        axes.annotate("no trial has reported yet", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center")
+        axes.set_xticks([])
+        axes.annotate("no trial to show yet", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center")
 
 
 def _log_axis(axes: Axes, view: View) -> None:

@@ -84,7 +84,7 @@ class View:
     is_log: bool
     """Whether the cost's axis is logarithmic."""
     points: tuple[Point, ...]
-    """Every trial of `LEGEND`'s standings that has reported."""
+    """Every trial of `LEGEND`'s standings that has reported; the picks first, so that they get their labels."""
     line: tuple[tuple[float, float], ...]
     """Corners of the stepped line: the best accuracy among finished trials that cost no more. Empty without a front."""
     x_span: Span
@@ -119,13 +119,24 @@ def build_views(data: ReportData) -> tuple[View, View]:
 
 
 def log_ticks(span: Span) -> tuple[float, ...]:
-    """Round numbers inside a positive span: powers of ten, with 2 and 5 or finer where those are too few."""
+    """Round numbers inside a positive span: powers of ten, with 2 and 5 or evenly spaced where those are too few."""
     low, high = span
     decades = [10.0**exponent for exponent in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
-    ticks: tuple[float, ...] = ()
-    for mantissas in ((1.0,), (1.0, 2.0, 5.0), np.arange(1.0, 10.0, 1.0), np.arange(1.0, 10.0, 0.2)):
-        values = (round(float(mantissa) * decade, 12) for decade in decades for mantissa in mantissas)
+    for mantissas in ((1,), (1, 2, 5)):
+        values = (round(mantissa * decade, 12) for decade in decades for mantissa in mantissas)
         ticks = tuple(value for value in values if low <= value <= high)
+        if len(ticks) >= MIN_TICKS:
+            return ticks
+    return _even_ticks(span)
+
+
+def _even_ticks(span: Span) -> tuple[float, ...]:
+    low, high = span
+    decade = 10.0 ** math.floor(math.log10(high - low))
+    ticks: tuple[float, ...] = ()
+    for parts in (1, 2, 5, 10):
+        step = decade / parts
+        ticks = tuple(round(at * step, 12) for at in range(math.ceil(low / step), math.floor(high / step) + 1))
         if len(ticks) >= MIN_TICKS:
             break
     return ticks
@@ -142,7 +153,7 @@ def _num_params(metrics: Metrics) -> float:
 
 def _view(data: ReportData, objective: Objective, *, label: str, cost: Callable[[Metrics], float]) -> View:
     is_log = objective is Objective.TRAINABLE_PARAMS
-    points = tuple(_point(row, row.last, cost) for row in data.rows_of(*LEGEND) if row.last)
+    points = tuple(_point(row, row.last, cost) for row in _picked_first(data) if row.last)
     finished = [point for point in points if point.row.standing is not Standing.STOPPED]
     x_span = padded([point.x for point in points], is_log=is_log)
     note = "" if objective in data.objectives else " (not an objective of this sweep)"
@@ -157,6 +168,11 @@ def _view(data: ReportData, objective: Objective, *, label: str, cost: Callable[
         x_span=x_span,
         y_span=_accuracy_span(points),
     )
+
+
+def _picked_first(data: ReportData) -> list[Row]:
+    picked = {pick.row.number for pick in data.picks}
+    return sorted(data.rows_of(*LEGEND), key=lambda row: row.number not in picked)
 
 
 def _point(row: Row, last: Metrics, cost: Callable[[Metrics], float]) -> Point:

@@ -74,11 +74,11 @@ def with_error(share: float, error: float) -> str:
 
 
 def short_count(number: float) -> str:
-    """12300 -> 12.3k."""
+    """12340 -> 12.34k."""
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
-            return f"{number / size:.3g}{suffix}"
-    return f"{number:.3g}"
+            return f"{number / size:.4g}{suffix}"
+    return f"{number:.4g}"
 
 
 def duration(seconds: float) -> str:

@@ -124,13 +124,13 @@ def _with_lora(model: nn.Module, lora: LoraSpec) -> PeftModel:
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=lora.r,
-        lora_alpha=_whole(lora.lora_alpha),
+        lora_alpha=_whole(lora.lora_alpha),  # type: ignore[arg-type]  # PEFT divides; fractions are fine
         lora_dropout=lora.lora_dropout,
         target_modules=list(ranks),
         rank_pattern={_anchored(name): r for name, r in ranks.items() if r != lora.r},
         alpha_pattern={_anchored(name): _whole(lora.scale * r) for name, r in ranks.items() if r != lora.r},
     )
-    wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
+    wrapped = get_peft_model(model, config)
     _check_realised(wrapped, ranks, lora.scale)
     return wrapped
 

@@ -1,7 +1,7 @@
 """A trial's state on disk after each rung, so that it goes on elsewhere after a fault. Runs on the worker.
 
-    checkpoints/trial-0007/rung-000060/state.pt     weights trained, optimizer, schedule, metrics
-                                       adapter/     PEFT's own format, after the last rung
+checkpoints/trial-0007/rung-000060/state.pt     weights trained, optimizer, schedule, metrics
+                                   adapter/     PEFT's own format, after the last rung
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def save_checkpoint(run: TrialRun, folder: Path, *, with_adapter: bool) -> None:
-    """Write the state after the newest rung; a kill at any moment leaves the older or the newer one whole.
+    """Write the state after the rung just reached; a kill at any moment leaves the older or the newer one whole.
 
     Args:
         run: Has reported at least once.

@@ -98,9 +98,9 @@ class Tokenized:
 class Batch:
     """Examples padded to the longest of them, on one device."""
 
-    input_ids_BT: torch.Tensor  # noqa: N815 -- shape suffix
-    attention_mask_BT: torch.Tensor  # noqa: N815 -- shape suffix
-    labels_B: torch.Tensor  # noqa: N815 -- shape suffix
+    input_ids_BT: torch.Tensor
+    attention_mask_BT: torch.Tensor
+    labels_B: torch.Tensor
 
     @property
     def num_tokens(self) -> int:
@@ -166,7 +166,9 @@ def _examples(frame: pd.DataFrame, config: DataConfig) -> tuple[Example, ...]:
             raise DataError(key, f"no column {column!r} in {config.path}; it has: {columns}")
         empty = frame[column].isna() | (frame[column].astype(str).str.strip() == "")
         if empty.any():
-            raise DataError(key, f"column {column!r} is empty in {int(empty.sum())} rows, first in row {empty.idxmax() + 1}")
+            raise DataError(
+                key, f"column {column!r} is empty in {int(empty.sum())} rows, first in row {int(empty.argmax()) + 1}"
+            )
     unique = frame.drop_duplicates(subset=config.text)
     pairs = zip(unique[config.text].astype(str), unique[config.label].astype(str), strict=True)
     examples = (Example(text=text, label=label) for text, label in pairs)

@@ -32,7 +32,8 @@ def forward(base: BaseModel, model: nn.Module, batch: Batch) -> torch.Tensor:
     """Logits of shape (B, classes), in float32."""
     with base.autocast():
         output = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT)
-    return output.logits.float()
+    logits_BC: torch.Tensor = output.logits
+    return logits_BC.float()
 
 
 @torch.no_grad()

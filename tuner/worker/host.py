@@ -64,7 +64,7 @@ class Worker:
         assert self._spec is not None  # noqa: S101 -- start() comes first
         try:
             result = self._advance(self._spec)
-        except Exception as error:  # noqa: BLE001 -- the outermost frame of a trial: whatever it was becomes its outcome
+        except Exception as error:
             result = _failure(error)
             log.exception("trial %d failed", self._spec.number)
             self._forget()

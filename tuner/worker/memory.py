@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -134,7 +134,7 @@ def _tensors_of(quant_state: object) -> Iterable[torch.Tensor]:
 def _peak_of(recorded: profile) -> int:
     # torch offers no public reader of the allocator's events (torch 2.13); this is what its own exporters read.
     assert recorded.profiler is not None  # noqa: S101 -- set by the context manager's exit
-    events = recorded.profiler.kineto_results.events()
+    events: list[Any] = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     running = itertools.accumulate(nbytes for _, nbytes in changes)
     return max(running, default=0)

@@ -8,9 +8,9 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import bitsandbytes as bnb
 import torch
 import transformers
+from bitsandbytes.nn.modules import Linear4bit
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
 if TYPE_CHECKING:
@@ -76,13 +76,14 @@ def load_model_config(config: ModelConfig, labels: tuple[str, ...]) -> Pretraine
         OSError: No such folder, no config.json in it, or a hub that can't be reached.
         ValueError: A config.json that transformers does not know.
     """
-    return AutoConfig.from_pretrained(
+    loaded: PretrainedConfig = AutoConfig.from_pretrained(
         config.name,
         revision=config.revision or "main",
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
     )
+    return loaded
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -93,7 +94,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 def skeleton(model_config: PretrainedConfig) -> PreTrainedModel:
     """The model without weights, on the meta device."""
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(model_config)
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(model_config)  # type: ignore[no-untyped-call]
+    return model
 
 
 def block_linears(model: nn.Module) -> tuple[str, ...]:
@@ -132,12 +134,10 @@ def _is_in_block(model: nn.Module, name: str) -> bool:
     return any(isinstance(model.get_submodule(parent), torch.nn.ModuleList) for parent in parents)
 
 
-def _quantization(
-    config: ModelConfig, model_config: PretrainedConfig, dtype: torch.dtype
-) -> BitsAndBytesConfig | None:
+def _quantization(config: ModelConfig, model_config: PretrainedConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     if config.quantization == "none":
         return None
-    return BitsAndBytesConfig(
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=config.double_quantization,
@@ -151,13 +151,13 @@ def _keep_backward_right(model: nn.Module) -> None:
     # a kernel that has no backward, and all later training is silently wrong (gradient cosine 0.18).
     # Can go when bitsandbytes unpacks them on train(); tests/integration/test_worker.py would tell.
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
+        if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 
 def _quiet() -> None:
     """Progress bars and load reports of a worker would garble the driver's screen."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # peft 0.21 asks transformers 5.23 for an attribute under its old name
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

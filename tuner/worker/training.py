@@ -106,12 +106,14 @@ class TrialRun:
         return self.metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a run in another process needs to go on from here; only tensors and plain values."""
+        """All that a run in another process needs to go on from the rung just reached; only tensors and plain values."""
+        metrics = self.metrics
+        assert metrics is not None  # noqa: S101 -- there is no state worth keeping before the first rung
         return {
             "trainable": {name: parameter.detach() for name, parameter in self.adapted.trainable().items()},
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
-            "metrics": dataclasses.asdict(self.metrics) if self.metrics else None,
+            "metrics": {**dataclasses.asdict(metrics), "memory_kind": metrics.memory_kind.value},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Metrics:

@@ -1,0 +1,168 @@
+"""Who may import whom: the layer table, the homes of heavy libraries, and the house rules that a parser can check."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+
+LAYERS = (
+    ("tuner.errors", "tuner.pareto", "tuner.trial"),
+    ("tuner.config",),
+    ("tuner.front", "tuner.space", "tuner.sweep_file"),
+    ("tuner.folder", "tuner.pruner"),
+    ("tuner.live", "tuner.study"),
+    ("tuner.backends", "tuner.report"),
+    ("tuner.sweep",),
+    ("tuner.export",),
+    ("tuner", "tuner.cli"),
+    ("tuner.__main__",),
+)
+"""Bottom first. A module imports only from lower rows; a folder is one entry, whose modules import each other."""
+
+WORKER = "tuner.worker"
+WORKER_MAY_IMPORT = ("tuner.config", "tuner.errors", "tuner.trial")
+"""The worker's room stands beside the layers: nothing imports it (backends name it by a dotted path)."""
+
+HOMES = {
+    "accelerate": (WORKER,),
+    "bitsandbytes": (WORKER,),
+    "datasets": (),
+    "filelock": ("tuner.folder",),
+    "matplotlib": ("tuner.report.picture",),
+    "moocore": ("tuner.pareto",),
+    "optuna": ("tuner.study",),
+    "pandas": (WORKER,),
+    "peft": (WORKER,),
+    "plotly": ("tuner.report.page",),
+    "pydantic": ("tuner.config", "tuner.study", "tuner.sweep_file"),
+    "pydantic_core": ("tuner.config", "tuner.sweep_file"),
+    "ray": ("tuner.backends.ray_tune",),
+    "rich": ("tuner.live",),
+    "ruamel": ("tuner.sweep_file",),
+    "safetensors": (WORKER,),
+    "torch": (WORKER,),
+    "transformers": (WORKER,),
+    "typer": ("tuner.cli",),
+}
+"""Library -> the only modules or folders that import it, at whatever depth."""
+
+MOST_LINES = 400
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(file): ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / "tuner").rglob("*.py")}
+RANKS = {entry: rank for rank, row in enumerate(LAYERS) for entry in row}
+
+
+def is_within(module: str, entry: str) -> bool:
+    """Whether a module is what the entry names, or lies in the folder that it names; `tuner` names itself alone."""
+    return module == entry or (entry != "tuner" and module.startswith(f"{entry}."))
+
+
+def entry_of(module: str) -> str | None:
+    return next((entry for entry in (*RANKS, WORKER) if is_within(module, entry)), None)
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """Every module that a tree imports, at the top, in functions and for type checkers."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import():
+                yield from (alias.name for alias in node.names)
+            case ast.ImportFrom(module=str(home)):
+                whole = (f"{home}.{alias.name}" for alias in node.names)
+                yield from (name if name in TREES else home for name in whole)
+
+
+IMPORTS = sorted({(module, name) for module, tree in TREES.items() for name in imports_of(tree)})
+OWN_IMPORTS = [(module, name) for module, name in IMPORTS if is_within(name, "tuner") or name.startswith("tuner.")]
+
+
+def may_import(module: str, name: str) -> bool:
+    """The layer table's answer for two modules of the package."""
+    importer, imported = entry_of(module), entry_of(name)
+    if importer == imported:
+        return True
+    if importer == WORKER:
+        return imported in WORKER_MAY_IMPORT
+    return importer in RANKS and imported in RANKS and RANKS[imported] < RANKS[importer]
+
+
+def is_broad(caught: ast.expr | None) -> bool:
+    match caught:
+        case None | ast.Name(id="Exception" | "BaseException"):
+            return True
+        case ast.Tuple(elts=kinds):
+            return any(is_broad(kind) for kind in kinds)
+        case _:
+            return False
+
+
+def test_every_module_stands_in_the_layer_table() -> None:
+    assert [module for module in sorted(TREES) if entry_of(module) is None] == []
+
+
+def test_no_module_imports_upwards_or_sideways() -> None:
+    assert [pair for pair in OWN_IMPORTS if not may_import(*pair)] == []
+
+
+def test_nothing_outside_the_workers_room_imports_it() -> None:
+    assert [pair for pair in OWN_IMPORTS if is_within(pair[1], WORKER) and not is_within(pair[0], WORKER)] == []
+
+
+@pytest.mark.parametrize("library", sorted(HOMES))
+def test_a_library_is_imported_only_where_it_is_at_home(library: str) -> None:
+    importers = {module for module, name in IMPORTS if name.partition(".")[0] == library}
+
+    assert [module for module in sorted(importers) if not any(is_within(module, home) for home in HOMES[library])] == []
+
+
+def test_the_only_broad_except_is_the_outermost_frame_of_a_trial() -> None:
+    broad = [
+        module
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler) and is_broad(node.type)
+    ]
+
+    assert broad == ["tuner.worker.host"]
+
+
+def test_no_module_is_too_long_to_have_one_job() -> None:
+    lengths = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in (ROOT / "tuner").rglob("*.py")}
+
+    assert [file.name for file, length in lengths.items() if length > MOST_LINES] == []
+
+
+def test_every_module_says_its_job_in_its_docstring() -> None:
+    assert [module for module, tree in TREES.items() if not ast.get_docstring(tree)] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "is_allowed"),
+    [
+        ("tuner.study", "tuner.pruner", True),
+        ("tuner.pruner", "tuner.study", False),
+        ("tuner.space", "tuner.front", False),
+        ("tuner.report.page", "tuner.report.data", True),
+        ("tuner.report.page", "tuner.backends", False),
+        ("tuner.worker.training", "tuner.trial", True),
+        ("tuner.worker.training", "tuner.front", False),
+        ("tuner.sweep", "tuner.worker.host", False),
+        ("tuner.unheard_of", "tuner.trial", False),
+    ],
+)
+def test_the_layer_table_tells_up_from_down(module: str, name: str, *, is_allowed: bool) -> None:
+    assert may_import(module, name) is is_allowed
