@@ -80,6 +80,7 @@ class RayBackend:
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrency)
         verbs, numbers = _Remembering(study), dict[str, int]()
         scratch = folder / ".ray_tune"
+        shutil.rmtree(scratch, ignore_errors=True)  # of a driver that was killed
         tuner = tune.Tuner(
             tune.with_resources(TrialActor, _placement(config)),
             param_space={"worker": self._worker, "config": config, "folder": str(folder)},

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peft import PeftModel
+from safetensors import SafetensorError
 
 from tuner.worker.data import load_splits
 from tuner.worker.evaluation import Evaluation, evaluate
@@ -31,5 +32,9 @@ def verify_adapter(config: SweepConfig, adapter: Path) -> Evaluation:
     base = load_base(config.model, splits.labels, device_of(config))
     data = prepare_data(config, base, splits)
     base.tokenizer.save_pretrained(adapter)
-    model = PeftModel.from_pretrained(base.model, str(adapter))
+    try:
+        model = PeftModel.from_pretrained(base.model, str(adapter))
+    except SafetensorError as error:
+        msg = f"{adapter.name} holds a broken safetensors file: {error}"
+        raise ValueError(msg) from error
     return evaluate(base, model, data.validation)
