@@ -27,7 +27,7 @@ PAGES += sorted((ROOT / "docs").glob("*.md"))
 LINK = re.compile(r"!?\[[^\]]*\]\(<?([^)\s>]+)>?[^)]*\)")
 FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`([^`\n]+)`")
-MAKE = re.compile(r"(?:^|[;&|$(]\s*)make((?:\s+[\w=./-]+)+)", re.MULTILINE)
+MAKE = re.compile(r"(?:^|[;&|$(][ \t]*)make((?:[ \t]+[\w=./-]+)+)", re.MULTILINE)
 TUNER = re.compile(r"(?:^|[;&|$(/]\s*)tuner +([a-z][\w-]*)", re.MULTILINE)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -65,7 +65,8 @@ def test_the_yaml_reference_shows_only_forms_that_a_sweep_accepts() -> None:
     space = make_config().search.space.model_dump()
     examples = list(yaml_examples(REFERENCE))
 
-    assert [key for key, value in examples if not SpaceConfig.model_validate(space | {key: value})] == []
+    for key, value in examples:
+        SpaceConfig.model_validate(space | {key: value})
     assert len(examples) > 4
 
 

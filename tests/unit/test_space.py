@@ -134,9 +134,8 @@ def test_only_sets_that_have_a_name_can_be_chosen() -> None:
 
 
 def test_searched_params_are_in_the_order_of_the_space() -> None:
-    space = small_space(
-        {"lora_scale": {"low": 0.5, "high": 4.0}, "rank_pattern": dict.fromkeys(reversed(ALL), {"low": 1, "high": 2})}
-    )
+    pattern = {module: {"low": 1, "high": 2} for module in reversed(ALL)}
+    space = small_space({"lora_scale": {"low": 0.5, "high": 4.0}, "rank_pattern": pattern})
 
     assert searched_params(space) == (
         "r",

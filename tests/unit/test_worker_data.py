@@ -119,7 +119,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> Non
     file = tmp_path / "rows.jsonl"
     file.write_text("{broken\n")
 
-    with pytest.raises(DataError, match="can't read .* as jsonl"):
+    with pytest.raises(DataError, match=r"can't read .* as jsonl"):
         load_splits(config_for(file))
 
 

@@ -62,6 +62,7 @@ def load_base(config: ModelConfig, labels: tuple[str, ...], device: torch.device
         dtype=dtype,
         device_map={"": device},
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # a head for other classes; each trial draws its own
     )
     model.requires_grad_(requires_grad=False)
     _keep_backward_right(model)
