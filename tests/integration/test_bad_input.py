@@ -109,7 +109,7 @@ def test_several_mistakes_are_told_together(
 
     _, err = call(capsys, monkeypatch, "run", str(file), "--out", str(tmp_path / "out"))
 
-    keys = [line.split(": ")[-2] for line in err.splitlines()]
+    keys = [line.removeprefix("error: ").split(": ")[1] for line in err.splitlines()]
     assert keys == ["resources.gpus_per_trial", "model.name", "data.label"]
 
 
