@@ -9,19 +9,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuner.export import Exported, export
+    from tuner.exporting import Exported, export
     from tuner.sweep import Sweep, load, resume, run
 
 _HOMES = {
-    "Exported": "tuner.export",
+    "Exported": "tuner.exporting",
     "Sweep": "tuner.sweep",
-    "export": "tuner.export",
+    "export": "tuner.exporting",
     "load": "tuner.sweep",
     "resume": "tuner.sweep",
     "run": "tuner.sweep",
 }
 
 __all__ = ["Exported", "Sweep", "export", "load", "resume", "run"]
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 -- what a module attribute is

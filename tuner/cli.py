@@ -73,7 +73,7 @@ def export(
     pick: Annotated[str, typer.Option(help="knee, most-accurate, trial:N or cheapest-within:0.01")] = "knee",
 ) -> None:
     """Copy the best adapter out, with tokenizer, model card and provenance, after checking that it scores as reported."""
-    from tuner.export import export as export_adapter  # noqa: PLC0415 -- keeps --help fast
+    from tuner.exporting import export as export_adapter  # noqa: PLC0415 -- keeps --help fast
 
     exported = export_adapter(folder, to=to, pick=pick)
     typer.echo(

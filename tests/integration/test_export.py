@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from tests.sweeps import write_sweep
 from tuner import sweep
 from tuner.errors import ExportError, FolderError, PickError
-from tuner.export import export
+from tuner.exporting import export
 from tuner.sweep import Sweep
 
 

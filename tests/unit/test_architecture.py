@@ -21,7 +21,7 @@ LAYERS = (
     ("tuner.live", "tuner.study"),
     ("tuner.backends", "tuner.report"),
     ("tuner.sweep",),
-    ("tuner.export",),
+    ("tuner.exporting",),
     ("tuner", "tuner.cli"),
     ("tuner.__main__",),
 )

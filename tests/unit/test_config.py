@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tests.sweeps import ROOT, document
 from tuner.config import SweepConfig, is_folder_name
@@ -83,6 +84,15 @@ def test_a_fixed_list_of_targets_is_one_set_named_by_its_modules() -> None:
     ).search.space
 
     assert space.target_sets() == {"query+intermediate.dense": ("query", "intermediate.dense")}
+
+
+def test_a_sweep_never_changes_once_it_is_loaded_defaults_included() -> None:
+    config = SweepConfig.model_validate(document({"pruning": {}}))
+
+    with pytest.raises(ValidationError, match="frozen"):
+        config.training.max_steps = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        config.objectives.memory = False  # type: ignore[misc]
 
 
 def test_the_project_comes_with_sweep_files() -> None:

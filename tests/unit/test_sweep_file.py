@@ -292,6 +292,32 @@ def test_half_a_character_is_no_valid_text_wherever_it_stands(tmp_path: Path, ra
     assert any("must be valid text, got '\\ud800'" in problem.message for problem in problems_of(file))
 
 
+@pytest.mark.parametrize("raw", ["2001-13-45", "-_", "!!bool x", "!!int x", "!!float", "!!set x", "!!omap x"])
+def test_a_value_that_the_yaml_library_stumbles_over_is_a_problem_of_the_file(tmp_path: Path, raw: str) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(f"name: {raw}\n", encoding="utf-8")
+
+    (problem,) = problems_of(file)
+
+    assert problem.message.startswith("is not valid YAML: a value can't be read")
+
+
+def test_a_tag_of_one_s_own_means_nothing(tmp_path: Path) -> None:
+    file = write_sweep(tmp_path, {f"{SPACE}.target_modules": ["query"], f"{SPACE}.rank_pattern": {}})
+    file.write_text(file.read_text(encoding="utf-8").replace("[query]", "!list query"), encoding="utf-8")
+
+    (problem,) = problems_of(file)
+
+    assert problem.message == "must be a list or {choices: {name: [...], ...}}, got 'query'"
+
+
+def test_an_anchored_truth_value_is_still_one(tmp_path: Path) -> None:
+    file = write_sweep(tmp_path, {"objectives.memory": True})
+    file.write_text(file.read_text(encoding="utf-8").replace("memory: true", "memory: &no false"), encoding="utf-8")
+
+    assert load_sweep_file(file).objectives.memory is False
+
+
 def test_a_hexadecimal_number_too_long_to_show_is_a_problem_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(f"name: 0x{'f' * 5000}", encoding="utf-8")
@@ -541,3 +567,23 @@ def test_whatever_stands_at_a_place_the_file_loads_or_its_problems_are_told(
         assert outcome.problems
         assert all(problem.key and problem.message for problem in outcome.problems)
         assert "should" not in str(outcome)  # pydantic's way to say it
+
+
+@settings(max_examples=150, derandomize=True, deadline=None)
+@given(
+    line=st.integers(0, 60),
+    text=st.text(st.characters(codec="utf-8"), max_size=8)
+    | st.text("{}[]:,&*!|>%@`'\"#-? \t\n<~0123456789.xe_", max_size=8),
+)
+def test_whatever_is_written_behind_a_key_the_file_loads_or_its_problems_are_told(
+    tmp_path_factory: pytest.TempPathFactory, line: int, text: str
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "behind-a-key.yaml"
+    write_sweep_file(small_config(file.parent), file)  # a key to a line
+    lines = file.read_text(encoding="utf-8").splitlines()
+    lines[line % len(lines)] = f"{lines[line % len(lines)].partition(':')[0]}: {text}"
+    file.write_text("\n".join(lines), encoding="utf-8", newline="")
+
+    loaded = loaded_or_told(file)
+
+    assert isinstance(loaded, SweepConfig) or len(str(loaded).splitlines()) == len(loaded.problems)

@@ -22,7 +22,7 @@ def model_card(sweep: Sweep, record: TrialRecord, pick: str) -> str:
         pick: The rule that chose it.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tuner.export"),
+        loader=jinja2.PackageLoader("tuner.exporting"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,4 +1,7 @@
-"""From a chosen trial to a folder that others can use. Runs on the driver; only the check of the adapter needs torch."""
+"""From a chosen trial to a folder that others can use. Runs on the driver; only the check of the adapter needs torch.
+
+Not named `export`: `tuner.export` is the function, and a package's attribute can't be both.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import ExportError, FolderError, PickError
-from tuner.export.card import model_card
+from tuner.exporting.card import model_card
 from tuner.folder import SweepFolder
 from tuner.front import Pick
 from tuner.sweep import Sweep, load
