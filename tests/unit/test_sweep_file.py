@@ -155,6 +155,18 @@ BAD_VALUES = [
         "rank_pattern:",
     ),
     (
+        {f"{SPACE}.rank_pattern": {"query": 0, "value": {"choices": [4, 0]}}},
+        f"{SPACE}.rank_pattern",
+        "all modules of qv may get rank 0 together, so that nothing is adapted; let one start at 1",
+        "rank_pattern:",
+    ),
+    (
+        {f"{SPACE}.lora_dropout": {"low": 0, "high": 0.5, "step": 0}},
+        f"{SPACE}.lora_dropout",
+        "step must be above 0, got 0.0",
+        "lora_dropout:",
+    ),
+    (
         {f"{SPACE}.rank_pattern": {"query": -1}},
         f"{SPACE}.rank_pattern.query",
         "must be at least 0, got -1",
