@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from tuner.trial import Metrics, Outcome, TrialSpec
 
 
+class UnbuildableWorker(SyntheticWorker):
+    """Can look at model and data, and can't begin on a trial: say, its node does not see the sweep's folder."""
+
+    def __init__(self, config: SweepConfig, folder: Path | None) -> None:
+        super().__init__(config, folder)
+        if folder is not None:
+            message = f"this node does not see {folder}"
+            raise OSError(message)
+
+
 class DyingWorker(SyntheticWorker):
     """Its process ends without a word at the second rung of trial 1, as often as `deaths` in the sweep's folder says."""
 

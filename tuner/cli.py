@@ -117,11 +117,13 @@ def _view() -> View:
 
 
 def _tell(sweep: Sweep) -> None:
+    from tuner.front import GIB  # noqa: PLC0415 -- keeps --help fast
+
     for record in sweep.front:
         if record.last:
             typer.echo(
                 f"trial {record.number:>3}: accuracy {record.last.accuracy:.1%}, "
-                f"{record.last.trainable_params:,} parameters, {record.last.peak_memory_bytes / 2**30:.3f} GiB"
+                f"{record.last.trainable_params:,} parameters, {record.last.peak_memory_bytes / GIB:.3f} GiB"
             )
     typer.echo(f"report: {sweep.folder / 'report.html'}")
 

@@ -34,7 +34,6 @@ class SweepFolder:
         self.path = path
         self.sweep_file = path / "sweep.yaml"
         self.journal = path / "study.journal"
-        self.report = path / "report.html"
 
     def adapter(self, number: int) -> Path:
         """Where a finished trial's adapter is kept."""
@@ -53,9 +52,7 @@ class SweepFolder:
         if self.sweep_file.exists() or self.journal.exists():
             msg = f"{self.path} holds a sweep already; go on with `tuner resume {self.path}`, or choose another folder with --out"
             raise FolderError(msg)
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            msg = f"{self.path} exists and is no empty folder; choose another with --out"
-            raise FolderError(msg)
+        require_empty(self.path)
         self._probe()
 
     def require_sweep(self) -> None:
@@ -128,6 +125,17 @@ class SweepFolder:
             for parent in made:
                 with contextlib.suppress(OSError):
                     parent.rmdir()
+
+
+def require_empty(path: Path) -> None:
+    """Make sure that nothing would be overwritten: no such path yet, or an empty folder.
+
+    Raises:
+        FolderError: There is something.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        msg = f"{path} exists and is no empty folder; choose another"
+        raise FolderError(msg)
 
 
 def _trial(number: int) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from tuner.front import GIB, front, objectives_of
-from tuner.trial import Inspection, TrialRecord, TrialState
+from tuner.trial import Inspection, TrialRecord, TrialState, param_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -205,7 +205,7 @@ def row(record: TrialRecord, config: SweepConfig) -> tuple[str, ...]:
     """A trial's cells, in the order of COLUMNS."""
     last = record.last
     rung = f"{last.steps if last else 0}/{config.training.max_steps}"
-    choices = " ".join(f"{name}={_short(value)}" for name, value in record.spec.params)
+    choices = " ".join(f"{name}={param_text(value)}" for name, value in record.spec.params)
     state = record.outcome.reason if record.outcome and record.outcome.reason else record.state
     if last is None:
         return (str(record.number), str(state), rung, "", "", "", choices)
@@ -236,7 +236,3 @@ def clock_time(seconds: float | None) -> str:
     minutes, rest_s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest_s:02}" if hours else f"{minutes}:{rest_s:02}"
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -46,9 +46,5 @@ def _is_better(other: Metrics, candidate: Metrics, *, z: float) -> bool:
 
     The two are scored on the same examples, so the errors are taken as independent at most: the test is on the safe side.
     """
-    error = math.hypot(_standard_error(other), _standard_error(candidate))
+    error = math.hypot(other.standard_error, candidate.standard_error)
     return other.loss < candidate.loss and other.accuracy - candidate.accuracy > z * error
-
-
-def _standard_error(metrics: Metrics) -> float:
-    return math.sqrt(metrics.accuracy * (1 - metrics.accuracy) / metrics.num_validation)

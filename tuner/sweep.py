@@ -14,7 +14,7 @@ from tuner.front import Objective, front, objectives_of
 from tuner.live import NoView, View
 from tuner.report import write_report
 from tuner.study import Study, create_study, open_study
-from tuner.sweep_file import load_sweep_file, write_sweep_file
+from tuner.sweep_file import find_line, load_sweep_file, write_sweep_file
 from tuner.trial import Decision, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def run(
     folder.require_free()
     trainer = build_backend(config.resources.backend, worker)
     try:
-        inspection = _inspected(trainer, config, folder, file=str(sweep_file))
+        inspection = _inspected(trainer, config, Path(sweep_file))
         folder.create()
         with folder.locked():
             write_sweep_file(config, folder.sweep_file)
@@ -110,8 +110,8 @@ def resume(folder: Path | str, *, backend: str | None = None, view: View | None 
         study = open_study(sweep_folder.journal, config)
         trainer = build_backend(config.resources.backend, worker)
         try:
-            inspection = _inspected(trainer, config, sweep_folder, file=str(sweep_folder.sweep_file))
-            _require_same_data(study.inspection, inspection, config, file=str(sweep_folder.sweep_file))
+            inspection = _inspected(trainer, config, sweep_folder.sweep_file)
+            _require_same_data(study.inspection, inspection, config, sweep_folder.sweep_file)
             return _carry_out(study, trainer, config, sweep_folder, view or NoView())
         finally:
             trainer.close()
@@ -188,14 +188,18 @@ def _sweep(study: Study, config: SweepConfig, folder: SweepFolder) -> Sweep:
     return Sweep(folder=folder.path, config=config, inspection=study.inspection, records=study.records)
 
 
-def _inspected(trainer: Backend, config: SweepConfig, folder: SweepFolder, *, file: str) -> Inspection:
-    inspection = trainer.inspect(config, folder.path)
+def _inspected(trainer: Backend, config: SweepConfig, file: Path) -> Inspection:
+    inspection = trainer.inspect(config)
     if inspection.problems:
-        raise ConfigError(file, tuple(Problem(key=key, message=text) for key, text in inspection.problems))
+        raise ConfigError(str(file), tuple(_problem(file, key, message) for key, message in inspection.problems))
     return inspection
 
 
-def _require_same_data(before: Inspection, now: Inspection, config: SweepConfig, *, file: str) -> None:
+def _require_same_data(before: Inspection, now: Inspection, config: SweepConfig, file: Path) -> None:
     if before.data_fingerprint != now.data_fingerprint:
         message = f"{config.data.path} is not what this sweep began with; its trials could not be compared"
-        raise ConfigError(file, (Problem(key="data.path", message=message),))
+        raise ConfigError(str(file), (_problem(file, "data.path", message),))
+
+
+def _problem(file: Path, key: str, message: str) -> Problem:
+    return Problem(key=key, message=message, line=find_line(file, key))

@@ -59,6 +59,16 @@ def load_sweep_file(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     return _with_paths(SweepConfig.model_validate(_plain(document)), lambda name: _absolute(name, path.parent))
 
 
+def find_line(path: Path, key: str) -> int | None:
+    """The line of a key in a sweep file, or of the deepest parent of it that the file has.
+
+    Args:
+        path: A file that `load_sweep_file` takes.
+        key: Dotted.
+    """
+    return _line(_read(path), tuple(key.split(".")))
+
+
 def write_sweep_file(config: SweepConfig, path: Path) -> None:
     """Write the sweep as resolved, defaults included; paths nearby become relative to the file."""
     yaml = YAML(typ="safe", pure=True)

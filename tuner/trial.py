@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 
 ParamValue = bool | int | float | str
-"""A searched parameter's value as the report shows it."""
+"""A searched parameter's value."""
+
+
+def param_text(value: ParamValue) -> str:
+    """A searched parameter's value as people read it, to three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 class TrialState(enum.StrEnum):
@@ -112,6 +118,11 @@ class Metrics:
     """How the peak was found."""
     peak_reserved_bytes: int | None = None
     """`torch.cuda.max_memory_reserved`; None on a CPU."""
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy, in [0, 0.5]: sqrt(p (1 - p) / n) of a binomial share."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.num_validation)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.commands import call
 from tests.sweeps import MODEL, write_sweep
-from tuner import cli, sweep
+from tuner import sweep
 from tuner.folder import SweepFolder
 
 SYNTHETIC = "tuner.worker.synthetic:SyntheticWorker"
@@ -50,6 +51,14 @@ CASES: dict[str, tuple[Changes, str]] = {
         "model.name: no weights as safetensors in",
     ),
     "model of unknown type": (lambda tmp: {"model.name": broken_config(tmp)}, "model.name: can't be loaded"),
+    "model without tokenizer": (
+        lambda tmp: {"model.name": part_of_model(tmp, "config.json", "model.safetensors")},
+        "model.name: no tokenizer in",
+    ),
+    "longer than the model's positions": (
+        lambda _: {"data.max_length": 600},
+        "data.max_length: must be at most 512, the positions that the model has, got 600",
+    ),
     "hub that can't be reached": (lambda _: {"model.name": "org/nowhere"}, "model.name: can't be loaded"),
     "unknown module": (
         lambda _: {"search.space.target_modules": ["q_proj"], "search.space.rank_pattern": None},
@@ -77,27 +86,16 @@ CASES: dict[str, tuple[Changes, str]] = {
 }
 
 
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:
-    """Exit code and stderr of `tuner words...`."""
-    monkeypatch.setattr(sys, "argv", ["tuner", *words])
-    code: object = 0
-    try:
-        cli.main()
-    except SystemExit as exited:
-        code = exited.code
-    return int(str(code or 0)), capsys.readouterr().err
-
-
 @pytest.mark.parametrize(("changes", "message"), CASES.values(), ids=CASES)
 def test_what_no_trial_could_work_with_is_refused_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, changes: Changes, message: str
 ) -> None:
     file, out = write_sweep(tmp_path, changes(tmp_path)), tmp_path / "reports" / "out"
 
-    code, err = call(capsys, monkeypatch, "run", str(file), "--out", str(out))
+    code, _, err = call(capsys, monkeypatch, "run", str(file), "--out", str(out))
 
     assert (code, "Traceback" in err) == (2, False)
-    assert err.startswith(f"error: {file}: ")
+    assert re.match(rf"error: {re.escape(str(file))}:\d+: [\w.]+: ", err)
     assert message in err
     assert not out.parent.exists()
 
@@ -107,7 +105,7 @@ def test_several_mistakes_are_told_together(
 ) -> None:
     file = write_sweep(tmp_path, {"model.name": "./nowhere", "data.label": "topic", "resources.gpus_per_trial": 1})
 
-    _, err = call(capsys, monkeypatch, "run", str(file), "--out", str(tmp_path / "out"))
+    _, _, err = call(capsys, monkeypatch, "run", str(file), "--out", str(tmp_path / "out"))
 
     keys = [line.removeprefix("error: ").split(": ")[1] for line in err.splitlines()]
     assert keys == ["resources.gpus_per_trial", "model.name", "data.label"]
@@ -146,7 +144,7 @@ def test_a_wrong_folder_or_choice_is_one_message(
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
 
-    code, err = call(capsys, monkeypatch, *(word.format(tmp=tmp_path, swept=swept) for word in words))
+    code, _, err = call(capsys, monkeypatch, *(word.format(tmp=tmp_path, swept=swept) for word in words))
 
     assert (code, "Traceback" in err) == (2, False)
     assert message in err
@@ -157,7 +155,7 @@ def test_a_sweep_that_another_process_works_on_is_left_alone(
     swept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with SweepFolder(swept).locked():
-        code, err = call(capsys, monkeypatch, "resume", str(swept))
+        code, _, err = call(capsys, monkeypatch, "resume", str(swept))
 
     assert (code, "in use by another tuner process" in err) == (2, True)
 
@@ -169,6 +167,6 @@ def test_data_that_changed_since_the_sweep_began_is_refused_on_resume(
     file = write_sweep(tmp_path, {"data.path": data})
     out = sweep.run(file, out=tmp_path / "out", backend="local", worker=SYNTHETIC).folder
 
-    code, err = call(capsys, monkeypatch, "resume", str(out))
+    code, _, err = call(capsys, monkeypatch, "resume", str(out))
 
     assert (code, "is not what this sweep began with" in err) == (2, True)

@@ -11,7 +11,7 @@ import pytest
 from tests.contracts import BackendContract
 from tests.sweeps import write_sweep
 from tuner import sweep
-from tuner.errors import ResourcesError
+from tuner.errors import ResourcesError, TooManyFailuresError
 from tuner.trial import FailReason, TrialRecord, TrialState
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -60,6 +60,13 @@ def test_a_trial_whose_worker_is_lost_each_time_fails_and_the_sweep_goes_on(tmp_
 
     outcomes = [record.outcome for record in swept.records if record.outcome]
     assert [outcome.reason for outcome in outcomes] == [None, FailReason.WORKER_LOST, None, None]
+
+
+def test_what_kept_a_worker_from_starting_is_told(tmp_path: Path) -> None:
+    changes = {"resources.max_failures_in_a_row": 1, "resources.max_worker_restarts": 0}
+
+    with pytest.raises(TooManyFailuresError, match=r"(?s)worker lost.*this node does not see .*/out"):
+        run(tmp_path, "ray", changes, "tests.workers:UnbuildableWorker")
 
 
 def results(records: tuple[TrialRecord, ...]) -> list[TrialRecord]:

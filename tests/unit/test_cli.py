@@ -8,23 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import call
 from tests.sweeps import write_sweep
-from tuner import cli, sweep
+from tuner import sweep
 
 SYNTHETIC = "tuner.worker.synthetic:SyntheticWorker"
 HEAVY = ("torch", "ray", "transformers", "peft", "bitsandbytes", "datasets", "pandas", "matplotlib")
-
-
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `tuner words...`."""
-    monkeypatch.setattr(sys, "argv", ["tuner", *words])
-    code: object = 0
-    try:
-        cli.main()
-    except SystemExit as exited:
-        code = exited.code
-    captured = capsys.readouterr()
-    return int(str(code or 0)), captured.out, captured.err
 
 
 def modules_after(code: str) -> set[str]:

@@ -48,13 +48,14 @@ class TrialWorker(Protocol):
         """Drop it."""
 
 
-WorkerFactory = Callable[["SweepConfig", Path], TrialWorker]
+WorkerFactory = Callable[["SweepConfig", Path | None], TrialWorker]
+"""(sweep, its folder) -> worker; without a folder it keeps nothing on disk."""
 
 
 class Backend(Protocol):
     """A way to carry out trials."""
 
-    def inspect(self, config: SweepConfig, folder: Path) -> Inspection:
+    def inspect(self, config: SweepConfig) -> Inspection:
         """Have a worker look at model and data.
 
         Raises:

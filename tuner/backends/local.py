@@ -24,9 +24,9 @@ class LocalBackend:
     def __init__(self, worker: str) -> None:
         self._worker = worker
 
-    def inspect(self, config: SweepConfig, folder: Path) -> Inspection:
+    def inspect(self, config: SweepConfig) -> Inspection:
         """Look at model and data."""
-        return self._build(config, None if not folder.exists() else folder).inspect()
+        return self._build(config, None).inspect()
 
     def run(self, config: SweepConfig, folder: Path, study: StudyVerbs) -> None:
         """Work until the study gives out no more trials."""

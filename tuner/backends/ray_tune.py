@@ -12,7 +12,8 @@ import logging
 import os
 import pkgutil
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +36,12 @@ if TYPE_CHECKING:
 RESULT = "result"
 """Key of what a worker brought, in the result that goes through Ray."""
 
-WORKER_LOST = (
-    "its worker process ended each time; Ray's log folder has more, the operating system's says if memory ran out"
-)
-
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the live view is ours
     "RAY_USAGE_STATS_ENABLED": "0",  # a sweep calls nobody
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results live in the journal alone
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the driver's
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the report and the journal have them
     "TUNE_RESULT_BUFFER_LENGTH": "1",  # a decision follows each report
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
@@ -60,9 +58,8 @@ class RayBackend:
         self._worker = worker
         self._owns_cluster = False
 
-    def inspect(self, config: SweepConfig, folder: Path) -> Inspection:
+    def inspect(self, config: SweepConfig) -> Inspection:
         """Have a node that a trial could run on look at model and data."""
-        del folder
         self._connect()
         _require_resources(config.resources)
         look = ray.remote(_inspect).options(
@@ -78,15 +75,15 @@ class RayBackend:
         _require_resources(config.resources)
         concurrency = _concurrency(config.resources)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrency)
-        verbs, numbers = _Remembering(study), dict[str, int]()
+        verbs, trials = _Remembering(study), _Trials()
         scratch = folder / ".ray_tune"
         shutil.rmtree(scratch, ignore_errors=True)  # of a driver that was killed
         tuner = tune.Tuner(
             tune.with_resources(TrialActor, _placement(config)),
             param_space={"worker": self._worker, "config": config, "folder": str(folder)},
             tune_config=tune.TuneConfig(
-                search_alg=_StudySearcher(verbs, numbers),
-                scheduler=_StudyScheduler(verbs, numbers),
+                search_alg=_StudySearcher(verbs, trials),
+                scheduler=_StudyScheduler(verbs, trials),
                 num_samples=-1,
                 max_concurrent_trials=concurrency,
                 reuse_actors=True,
@@ -120,6 +117,16 @@ class RayBackend:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         logging.getLogger("ray").setLevel(logging.ERROR)
         self._owns_cluster = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Trials:
+    """What searcher and scheduler both know of Ray's trials, by Ray's id."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+    """The study's number."""
+    errors: dict[str, str] = field(default_factory=dict)
+    """What Ray said when the worker was last lost."""
 
 
 class _Remembering:
@@ -176,10 +183,10 @@ class TrialActor(tune.Trainable):
 class _StudySearcher(Searcher):
     """Passes `suggest` on to `ask`."""
 
-    def __init__(self, study: StudyVerbs, numbers: dict[str, int]) -> None:
+    def __init__(self, study: StudyVerbs, trials: _Trials) -> None:
         super().__init__(metric=None, mode=None)
         self._study = study
-        self._numbers = numbers
+        self._trials = trials
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: object
@@ -193,14 +200,15 @@ class _StudySearcher(Searcher):
         spec: TrialSpec | None = self._study.ask()
         if spec is None:
             return Searcher.FINISHED
-        self._numbers[trial_id] = spec.number
+        self._trials.numbers[trial_id] = spec.number
         return {**self._shared, "spec": spec}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell a trial whose worker was lost once too often; the scheduler has told all others."""
         if error:
-            outcome = Outcome(state=TrialState.FAIL, reason=FailReason.WORKER_LOST, detail=WORKER_LOST)
-            self._study.tell(self._numbers[trial_id], outcome)
+            detail = self._trials.errors.get(trial_id, "")
+            outcome = Outcome(state=TrialState.FAIL, reason=FailReason.WORKER_LOST, detail=detail)
+            self._study.tell(self._trials.numbers[trial_id], outcome)
 
     def save(self, checkpoint_path: str) -> None:
         """The journal is the only state."""
@@ -212,14 +220,21 @@ class _StudySearcher(Searcher):
 class _StudyScheduler(FIFOScheduler):
     """Passes results on to `report` and `tell`."""
 
-    def __init__(self, study: StudyVerbs, numbers: Mapping[str, int]) -> None:
+    def __init__(self, study: StudyVerbs, trials: _Trials) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._study = study
-        self._numbers = numbers
+        self._trials = trials
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        decision = hand_in(self._study, self._numbers[trial.trial_id], result[RESULT])
+        decision = hand_in(self._study, self._trials.numbers[trial.trial_id], result[RESULT])
         return str(TrialScheduler.CONTINUE if decision is Decision.CONTINUE else TrialScheduler.STOP)
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        """Keep what Ray says; it calls this each time that a worker is lost, also where the trial then goes on."""
+        # not trial.get_error(), which looks in the storage, where the file comes only later (ray 2.60)
+        self._trials.errors[trial.trial_id] = (
+            Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+        )
 
 
 def _inspect(worker: str, config: SweepConfig) -> Inspection:

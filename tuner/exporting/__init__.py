@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.errors import ExportError, FolderError, PickError
 from tuner.exporting.card import model_card
-from tuner.folder import SweepFolder
+from tuner.folder import SweepFolder, require_empty
 from tuner.front import Pick
 from tuner.sweep import Sweep, load
 
@@ -64,9 +64,7 @@ def export(folder: Path | str, *, to: Path | str, pick: str = "knee") -> Exporte
     if not adapter.is_dir():
         msg = f"the adapter of trial {record.number} is not in {adapter.parent}"
         raise PickError(msg)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        msg = f"{target} exists and is no empty folder"
-        raise FolderError(msg)
+    require_empty(target)
     partial = target.with_name(f"{target.name}.partial")
     try:
         accuracy = _fill(partial, adapter, sweep, record, pick)

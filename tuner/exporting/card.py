@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -36,7 +35,6 @@ def model_card(sweep: Sweep, record: TrialRecord, pick: str) -> str:
         inspection=sweep.inspection,
         record=record,
         metrics=metrics,
-        standard_error=math.sqrt(metrics.accuracy * (1 - metrics.accuracy) / metrics.num_validation),
         num_trials=len(sweep.records),
         pick=pick,
         version=metadata.version("tuner"),

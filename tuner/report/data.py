@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -175,11 +174,6 @@ def build_report_data(
         memory_kind=_memory_kind(records),
         budget=_budget(records, config.training.max_steps),
     )
-
-
-def standard_error(metrics: Metrics) -> float:
-    """Standard error of the accuracy, in [0, 0.5]: sqrt(p (1 - p) / n) of a binomial share."""
-    return math.sqrt(metrics.accuracy * (1 - metrics.accuracy) / metrics.num_validation)
 
 
 def _row(record: TrialRecord, on_front: set[int]) -> Row:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuner.config import Range
-from tuner.report.data import ReportData, Row, Standing, standard_error
+from tuner.report.data import ReportData, Row, Standing
 from tuner.report.labels import Font, Pixel, place_labels
 from tuner.report.views import LEGEND, STYLES, Point, View, build_views, log_ticks, padded
-from tuner.report.words import MemoryUnit, dimension_of, memory_unit, param_text, short_count, with_error
+from tuner.report.words import MemoryUnit, dimension_of, memory_unit, short_count, with_error
 from tuner.space import searched_params
+from tuner.trial import param_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -232,7 +233,7 @@ def hover(row: Row, unit: MemoryUnit, at: Metrics | None = None) -> str:
     at = at or row.last
     lines = [f"<b>Trial {row.number}</b> {row.standing.value}"]
     if at:
-        lines.append(f"accuracy {with_error(at.accuracy, standard_error(at))}, loss {at.loss:.3f}, step {at.steps}")
+        lines.append(f"accuracy {with_error(at.accuracy, at.standard_error)}, loss {at.loss:.3f}, step {at.steps}")
         lines.append(f"{short_count(at.trainable_params)} parameters, {unit.text(at)}")
     lines += [f"{html.escape(name)}: {html.escape(param_text(value))}" for name, value in row.params.items()]
     return "<br>".join(lines)

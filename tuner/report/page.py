@@ -11,10 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from tuner.report import words
-from tuner.report.data import ReportData, Row, Standing, standard_error
+from tuner.report.data import ReportData, Row, Standing
 from tuner.report.figures import Figure, curve_figures, front_figures, param_figures
 from tuner.report.views import LEGEND, STYLES
 from tuner.space import searched_params
+from tuner.trial import param_text
 
 if TYPE_CHECKING:
     from tuner.config import SweepConfig
@@ -52,7 +53,7 @@ def report_html(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": words.percent, "param": words.param_text, "duration": words.duration}
+    environment.filters |= {"percent": words.percent, "param": param_text, "duration": words.duration}
     sections = _sections(data)
     return environment.get_template("report.html.j2").render(
         data=data,
@@ -66,7 +67,6 @@ def report_html(data: ReportData) -> str:
         table_rows=[(row, _table_cells(data, row)) for row in data.rows],
         failed=data.rows_of(Standing.FAILED),
         unit=words.memory_unit(data),
-        standard_error=standard_error,
         settings=settings(data),
         objectives=[words.OBJECTIVES[objective] for objective in data.objectives],
         memory_words=words.MEMORY_KINDS,
@@ -182,7 +182,7 @@ def _table_cells(data: ReportData, row: Row) -> tuple[Cell, ...]:
 
 
 def _param_cell(value: ParamValue) -> Cell:
-    return Cell(text=words.param_text(value), key=value if isinstance(value, (int, float)) else str(value))
+    return Cell(text=param_text(value), key=value if isinstance(value, (int, float)) else str(value))
 
 
 def _measured_cells(data: ReportData, row: Row) -> tuple[Cell, ...]:
@@ -190,7 +190,7 @@ def _measured_cells(data: ReportData, row: Row) -> tuple[Cell, ...]:
     if last is None:
         return (Cell(text="", key=None),) * 6
     peak = words.memory_unit(data).of(last)
-    error = 100 * standard_error(last)
+    error = 100 * last.standard_error
     return (
         Cell(text=f"{last.steps:,}", key=last.steps),
         Cell(text=f"{100 * last.accuracy:.1f} ± {error:.1f}", key=last.accuracy),

@@ -10,7 +10,7 @@ import numpy as np
 
 from tuner.front import Objective
 from tuner.pareto import non_dominated_mask
-from tuner.report.data import ReportData, Row, Standing, standard_error
+from tuner.report.data import ReportData, Row, Standing
 from tuner.report.words import OBJECTIVES, memory_unit, short_count
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _picked_first(data: ReportData) -> list[Row]:
 
 
 def _point(row: Row, last: Metrics, cost: Callable[[Metrics], float]) -> Point:
-    return Point(row=row, x=cost(last), y=100 * last.accuracy, error=100 * standard_error(last))
+    return Point(row=row, x=cost(last), y=100 * last.accuracy, error=100 * last.standard_error)
 
 
 def padded(values: Sequence[float], *, is_log: bool = False) -> Span:

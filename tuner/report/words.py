@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from tuner.config import Choices, Range, SpaceConfig, TargetChoices
 from tuner.front import GIB, Objective
-from tuner.report.data import ReportData, standard_error
-from tuner.trial import MemoryKind, Metrics, ParamValue, TrialState
+from tuner.report.data import ReportData
+from tuner.trial import MemoryKind, Metrics, TrialState, param_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,11 +89,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / minute:.0f} min" if seconds < 2 * hour else f"{seconds / hour:.1f} h"
 
 
-def param_text(value: ParamValue) -> str:
-    """A searched parameter's value, to three digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
 def dimension_of(space: SpaceConfig, name: str) -> Dimension:
     """What the sweep file says of a searched parameter.
 
@@ -143,7 +138,7 @@ def _sentences(data: ReportData) -> Iterator[str]:
     best, cheap = rows["most-accurate"], rows["cheapest-within:0.01"]
     if best.last is None or cheap.last is None:
         return
-    error = standard_error(best.last)
+    error = best.last.standard_error
     yield f"Trial {best.number} is the most accurate: {with_error(best.last.accuracy, error)}."
     if cheap.number == best.number:
         yield "No cheaper trial on the front comes within 1 point of it."

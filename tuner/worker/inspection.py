@@ -12,9 +12,11 @@ from tuner.config import is_folder_name
 from tuner.trial import Inspection
 from tuner.worker.adapters import resolve_ranks
 from tuner.worker.data import DataError, load_splits
-from tuner.worker.model import block_linears, load_model_config, skeleton
+from tuner.worker.model import block_linears, load_model_config, load_tokenizer, skeleton
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from tuner.config import ModelConfig, SweepConfig
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
@@ -49,11 +51,27 @@ def _model_problems(config: SweepConfig) -> Iterator[tuple[str, str]]:
         yield "model.name", problem
         return
     try:
-        model = skeleton(load_model_config(config.model, ("a", "b")))
+        model_config = load_model_config(config.model, ("a", "b"))
+        model, tokenizer = skeleton(model_config), load_tokenizer(config.model)
     except (OSError, ValueError) as error:
         yield "model.name", f"can't be loaded for {config.training.task}: {str(error).splitlines()[0]}"
         return
+    yield from _tokenizer_problems(config.model, tokenizer)
+    longest = getattr(model_config, "max_position_embeddings", None)
+    if longest is not None and config.data.max_length > longest:
+        yield (
+            "data.max_length",
+            f"must be at most {longest}, the positions that the model has, got {config.data.max_length}",
+        )
     yield from _target_problems(config, block_linears(model))
+
+
+def _tokenizer_problems(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
+    # Where a folder has no tokenizer files, transformers 5.23 makes one of special tokens alone: each text is all unknown.
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        yield "model.name", f"no tokenizer in {config.name}, or one with no words"
+    elif tokenizer.pad_token_id is None:
+        yield "model.name", f"the tokenizer of {config.name} has no padding token"
 
 
 def _folder_problem(config: ModelConfig) -> str | None:
@@ -73,7 +91,7 @@ def _target_problems(config: SweepConfig, names: tuple[str, ...]) -> Iterator[tu
     targets = {module for modules in config.search.space.target_sets().values() for module in modules}
     unknown = [target for target in sorted(targets) if not _fits(names, target)]
     if unknown:
-        known = ", ".join(_endings(names))
+        known = ", ".join(_endings(names)) or "none in its blocks"
         yield "search.space.target_modules", f"no linear layer is named {', '.join(unknown)}; the model has: {known}"
 
 
