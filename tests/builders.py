@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tuner.config import SweepConfig
+from tuner.layers import Group, Layer, ModelFacts
 from tuner.trial import (
     FailReason,
     Inspection,
@@ -33,6 +35,7 @@ def make_spec(number: int = 0, **changes: object) -> TrialSpec:
 
 
 def make_metrics(**changes: object) -> Metrics:
+    """The standard error is that of a share, unless it is given."""
     values: Fields = {
         "steps": 120,
         "tokens": 20_000,
@@ -44,7 +47,10 @@ def make_metrics(**changes: object) -> Metrics:
         "peak_memory_bytes": 100 * MIB,
         "memory_kind": MemoryKind.CPU_ALLOCATED,
     }
-    return Metrics(**values | changes)
+    values |= changes
+    share = values["accuracy"] if 0 <= values["accuracy"] <= 1 else 0.5
+    error = math.sqrt(share * (1 - share) / values["num_validation"])
+    return Metrics(**{"standard_error": error} | values)
 
 
 def make_record(number: int = 0, state: TrialState = TrialState.COMPLETE, **changes: object) -> TrialRecord:
@@ -81,8 +87,66 @@ def make_inspection(**changes: object) -> Inspection:
         "num_test": 200,
         "labels": ("animal", "plant"),
         "majority_share": 0.55,
+        "model": make_model(),
     }
     return Inspection(**values | changes)
+
+
+BERT_SHAPES = {
+    "attention.self.query": (384, 384),
+    "attention.self.key": (384, 384),
+    "attention.self.value": (384, 384),
+    "attention.output.dense": (384, 384),
+    "intermediate.dense": (384, 1536),
+    "output.dense": (1536, 384),
+}
+LLAMA_SHAPES = {
+    "self_attn.q_proj": (4096, 4096),
+    "self_attn.k_proj": (4096, 1024),
+    "self_attn.v_proj": (4096, 1024),
+    "self_attn.o_proj": (4096, 4096),
+    "mlp.gate_proj": (4096, 14336),
+    "mlp.up_proj": (4096, 14336),
+    "mlp.down_proj": (14336, 4096),
+}
+
+
+def make_layers(shapes: dict[str, tuple[int, int]], stack: str, num_blocks: int, *, has_bias: bool) -> tuple[Layer, ...]:
+    """Layers of a stack of like blocks; what has `att` in its name is attention."""
+    return tuple(
+        Layer(
+            name=f"{stack}.{block}.{name}",
+            group=Group.ATTENTION if "att" in name else Group.MLP,
+            block=block,
+            num_blocks=num_blocks,
+            in_features=shape[0],
+            out_features=shape[1],
+            has_bias=has_bias,
+        )
+        for block in range(num_blocks)
+        for name, shape in shapes.items()
+    )
+
+
+def make_model(**changes: object) -> ModelFacts:
+    """A small BERT by default."""
+    values: Fields = {
+        "layers": make_layers(BERT_SHAPES, "bert.encoder.layer", 6, has_bias=True),
+        "num_params": 22_700_000,
+        "hidden_size": 384,
+        "family": "bert",
+        "head_params": 770,
+        "bias_params": 40_000,
+    }
+    return ModelFacts(**values | changes)
+
+
+def make_llama() -> ModelFacts:
+    """The shapes of Llama-3.1-8B."""
+    layers = make_layers(LLAMA_SHAPES, "model.layers", 32, has_bias=False)
+    return make_model(
+        layers=layers, num_params=8_030_261_248, hidden_size=4096, family="llama", head_params=0, bias_params=0
+    )
 
 
 def make_config(**sections: object) -> SweepConfig:

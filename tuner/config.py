@@ -8,9 +8,12 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypeAliasType
+
+from tuner.layers import parse_selector
+from tuner.trial import Metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +30,7 @@ class Section(BaseModel):
 Place = tuple[str | int, ...]
 """Keys from the top of the file down; the number of an entry in a list."""
 Number = TypeVar("Number", int, float)
+Value = TypeVar("Value")
 
 
 class Range(Section, Generic[Number]):
@@ -61,14 +65,14 @@ class Range(Section, Generic[Number]):
         return self
 
 
-class Choices(Section, Generic[Number]):
+class Choices(Section, Generic[Value]):
     """One of the values listed."""
 
-    choices: Annotated[tuple[Number, ...], Field(strict=False, min_length=1)]
+    choices: Annotated[tuple[Value, ...], Field(strict=False, min_length=1)]
     """At least one value, none twice."""
 
     @model_validator(mode="after")
-    def _distinct(self) -> Choices[Number]:
+    def _distinct(self) -> Choices[Value]:
         if len(set(self.choices)) < len(self.choices):
             raise _wrong("choices must differ from each other, got {choices}", choices=list(self.choices))
         return self
@@ -105,20 +109,41 @@ Dimension = TypeAliasType(
 )
 """A fixed value, `{choices: [...]}`, or `{low: ..., high: ..., log: ..., step: ...}`."""
 
+Option = TypeAliasType(
+    "Option",
+    Annotated[
+        Annotated[Choices[Value], Tag(CHOICES)] | Annotated[Value, Tag(FIXED)],
+        Discriminator(lambda raw: CHOICES if isinstance(raw, (dict, Choices)) else FIXED),
+    ],
+    type_params=(Value,),
+)
+"""A fixed value, or `{choices: [...]}`."""
+
 ModuleName = Annotated[str, Field(min_length=1)]
 SetName = Annotated[str, Field(min_length=1)]
-ModuleNames = Annotated[tuple[ModuleName, ...], Field(strict=False, min_length=1)]
+ModuleNames = Annotated[
+    tuple[ModuleName, ...], Field(strict=False, min_length=1), BeforeValidator(lambda raw: (raw,) if isinstance(raw, str) else raw)
+]
 Rank = Annotated[int, Field(ge=1)]
 RankOrNone = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+InitName = Literal["default", "gaussian", "pissa", "olora", "eva", "loftq"]
+BiasName = Literal["none", "all", "lora_only"]
+LearningRates = Annotated[tuple[Positive, ...], Field(strict=False)]
+
+
+def _named(raw: object) -> object:
+    """A list of targets as a mapping: each is a set with its own name."""
+    return {target: [target] for target in raw} if isinstance(raw, list) and all(isinstance(t, str) for t in raw) else raw
 
 
 class TargetChoices(Section):
-    """One of several named sets of modules."""
+    """One of several named sets of targets."""
 
-    choices: Annotated[dict[SetName, ModuleNames], Field(min_length=1)]
-    """Name of the set -> module names; the report shows the name."""
+    choices: Annotated[dict[SetName, ModuleNames], Field(min_length=1), BeforeValidator(_named)]
+    """Name of the set -> targets; the report shows the name."""
 
 
 Targets = Annotated[
@@ -131,51 +156,79 @@ class ModelConfig(Section):
     """The base model, frozen in every trial."""
 
     name: Annotated[str, Field(min_length=1)]
-    """A folder, starting with `./`, `../`, `/` or `~` (relative to this file), or else a hub id such as `org/model`."""
+    """A folder or a .gguf file, starting with `./`, `../`, `/` or `~` (relative to this file), or else a hub id such as `org/model`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
-    quantization: Literal["nf4", "none"] = "nf4"
+    quantization: Literal["nf4", "fp4", "int8", "none"] = "nf4"
     """How the frozen linear layers are stored: `nf4` is QLoRA, `none` is plain LoRA."""
     double_quantization: bool = True
-    """Quantize the NF4 scales too (0.4 bits a parameter less)."""
+    """With nf4 and fp4: quantize the scales too (0.4 bits a parameter less)."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of activations; `auto` is bfloat16 on a GPU that has it, else float32."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    allow_pickle: bool = False
+    """Take weights that are no safetensors or GGUF; unpickling can run code."""
 
 
 class DataConfig(Section):
-    """Labelled examples: one file, split by a hash of the text, so that every run splits alike."""
+    """Examples to learn from. Splits that the data does not have are made by a hash of the input, alike in every run."""
 
-    path: Annotated[str, Field(min_length=1)]
-    """A .jsonl, .json, .csv or .parquet file, .gz allowed on the first three (relative to this file)."""
+    path: Annotated[str, Field(min_length=1)] | None = None
+    """A .jsonl, .json, .csv or .parquet file, .gz allowed on the first three, or a folder with one file per split, such as `train.jsonl` (relative to this file)."""
+    name: Annotated[str, Field(min_length=1)] | None = None
+    """Instead of `path`: id of a data set on the hub."""
+    subset: str | None = None
+    """Configuration of a hub data set that has several."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
     text: str = "text"
-    """Column with the input text."""
+    """Classification: column with the input text."""
     label: str = "label"
-    """Column with the class."""
+    """Classification: column with the class."""
+    prompt: str = "prompt"
+    """Causal language models: column with what is given."""
+    completion: str = "completion"
+    """Causal language models: column with what is to be written."""
+    messages: str | None = None
+    """Causal language models: column with chat messages (`role`, `content`) instead; all that the assistant says is learned."""
+    choices: str | None = None
+    """For `choice_accuracy`: column with a list of completions, the right one among them; by default all completions of the data."""
+    chat_template: Literal["auto", "always", "never"] = "auto"
+    """Put prompt and completion into the tokenizer's chat template; `auto`: if it has one."""
+    system: str | None = None
+    """System message put before each chat; the template's own by default."""
     max_length: Annotated[int, Field(ge=4)] = 128
-    """Longest input in tokens; the rest is cut off."""
-    validation: Annotated[int, Field(ge=1)]
-    """Examples for validation: all decisions are made on these."""
-    test: Annotated[int, Field(ge=0)] = 0
-    """Examples put aside, which no decision sees."""
+    """Longest example in tokens. Classification cuts off the rest of a text; causal language models leave longer examples out."""
+    validation: Annotated[int, Field(ge=1)] | None = None
+    """Examples for validation, on which all decisions are made; may be left out where the data has that split (all of it is taken)."""
+    test: Annotated[int, Field(ge=0)] | None = None
+    """Examples put aside, which no decision sees; by default that split of the data, or none."""
 
 
 class TrainingConfig(Section):
     """What all trials share."""
 
-    task: Literal["classification"] = "classification"
-    """What is learned."""
+    task: Literal["classification", "causal-lm"] = "classification"
+    """What is learned: the class of a text, or to write a completion."""
     max_steps: Annotated[int, Field(ge=1)]
     """Optimizer steps of a full trial."""
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Examples in a step."""
+    """Examples in a forward pass of training."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    """Forward passes in an optimizer step; its loss is the mean over all their completion tokens or examples."""
     eval_batch_size: Annotated[int, Field(ge=1)] = 64
     """Examples in a forward pass of an evaluation."""
+    packing: bool = False
+    """Causal language models: lay a batch's short examples one after another in rows, with no attention between them; the result is the same, the padding goes."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
+    """`paged_adamw_8bit` keeps its state in 8 bits and pages it out; needs a GPU."""
     lr_scheduler_type: Literal["linear", "cosine"] = "linear"
     """Decay of the learning rate after the warm-up."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps in which the learning rate rises."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's decoupled weight decay."""
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -187,16 +240,30 @@ class SpaceConfig(Section):
 
     r: Dimension[Rank]
     """Rank of the modules that `rank_pattern` does not name."""
-    lora_scale: Dimension[Positive] = 2.0
-    """alpha / r, the factor on the adapter's output; `lora_alpha` follows from it."""
+    lora_scale: Dimension[Positive] | None = None
+    """alpha / r; 2 by default. All modules have the same, and `lora_alpha` follows from it."""
+    lora_alpha: Dimension[Positive] | None = None
+    """Instead of `lora_scale`: alpha itself, at rank `r`; modules with ranks of their own keep alpha / r."""
     lora_dropout: Dimension[Probability] = 0.0
     """Dropout on the adapter's input."""
     learning_rate: Dimension[Positive]
     """Peak learning rate."""
+    weight_decay: Dimension[NotNegative] = 0.0
+    """AdamW's decoupled weight decay; not on biases and norms."""
+    lora_plus_ratio: Dimension[Annotated[float, Field(ge=1)]] = 1.0
+    """Learning rate of B over that of A; above 1 it is LoRA+."""
+    use_rslora: Option[bool] = False
+    """Scale by alpha / sqrt(r), with the same alpha for all modules."""
+    use_dora: Option[bool] = False
+    """Learn magnitude and direction apart (DoRA): more time and memory."""
+    init_lora_weights: Option[InitName] = "default"
+    """How adapters start. `pissa` and `olora` need `model.quantization: none`, `loftq` needs nf4 or fp4."""
+    bias: Option[BiasName] = "none"
+    """Biases of the base that are trained too."""
     target_modules: Targets
-    """Linear modules to adapt, by name or dotted end of the name: a list, or `{choices: {name: list, ...}}`."""
+    """What is adapted: `all-linear`, `attention`, `mlp`, module names or dotted ends of them; one, a list, or `{choices: {name: list, ...}}`."""
     rank_pattern: dict[ModuleName, Dimension[RankOrNone]] = {}
-    """Ranks of their own for single target modules; 0 means "not adapted"."""
+    """Ranks of their own: by module, by `attention` or `mlp`, by depth (`first`, `middle`, `last` third), or `module@depth`; 0 means "not adapted". The most precise key wins."""
 
     def target_sets(self) -> dict[str, tuple[str, ...]]:
         """Name -> modules of every set that may be chosen; a fixed list is named by its modules."""
@@ -214,6 +281,8 @@ class SearchConfig(Section):
     """Optuna's sampler."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Start of the sampler's draws."""
+    start: Literal["recommended", "none"] = "recommended"
+    """Which points are tried first: those of `tuner recommend`, moved into the space, or none."""
     space: SpaceConfig
     """The choices."""
 
@@ -221,8 +290,10 @@ class SearchConfig(Section):
 class ObjectivesConfig(Section):
     """What the front weighs against each other."""
 
-    accuracy: Literal["accuracy"] = "accuracy"
-    """Validation metric to maximise."""
+    accuracy: (
+        Literal["accuracy", "macro_f1", "exact_match", "choice_accuracy", "token_accuracy", "perplexity"] | None
+    ) = None
+    """Validation metric to make best; `accuracy` for classification and `exact_match` for causal language models by default."""
     trainable_params: bool = True
     """Minimise the trainable parameters."""
     memory: bool = True
@@ -259,6 +330,26 @@ class ResourcesConfig(Section):
     """The sweep ends when this many trials fail one after another."""
 
 
+class BaselinesConfig(Section):
+    """What is measured beside the search, with the same data and steps, and marked in the report."""
+
+    zero_shot: bool = False
+    """The frozen model as it is; causal language models only."""
+    head_only: LearningRates = ()
+    """Classification: a head on the frozen base, once for each learning rate given."""
+    full: LearningRates = ()
+    """All weights in float32, once for each learning rate given; a tenth of LoRA's is usual."""
+    unquantized_lora: bool = False
+    """The first point of `tuner recommend` on a base that is not quantized."""
+
+
+METRICS = {
+    "classification": (Metric.ACCURACY, Metric.MACRO_F1),
+    "causal-lm": (Metric.EXACT_MATCH, Metric.CHOICE_ACCURACY, Metric.TOKEN_ACCURACY, Metric.PERPLEXITY),
+}
+"""Task -> what can be measured; the first is the default."""
+
+
 class SweepConfig(Section):
     """One sweep file. Paths are absolute once it is loaded."""
 
@@ -271,6 +362,12 @@ class SweepConfig(Section):
     objectives: ObjectivesConfig = ObjectivesConfig()
     pruning: PruningConfig = PruningConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
+
+    @property
+    def metric(self) -> Metric:
+        """What the accuracy objective measures."""
+        return Metric(self.objectives.accuracy or METRICS[self.training.task][0])
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -285,7 +382,7 @@ class SweepConfig(Section):
 
 
 def is_folder_name(name: str) -> bool:
-    """Tell a model folder from a hub id by its first characters."""
+    """Tell a model's folder or file from a hub id by its first characters."""
     return name in {".", ".."} or name.startswith(("./", "../", "/", "~"))
 
 
@@ -295,51 +392,110 @@ def combination_problems(sections: dict[str, Section]) -> Iterator[tuple[Place, 
     Args:
         sections: Section name -> parsed section, those that failed their own checks left out.
     """
-    training, pruning = sections.get("training"), sections.get("pruning")
-    if isinstance(training, TrainingConfig) and isinstance(pruning, PruningConfig):
-        yield from _rung_problems(training, pruning)
-    if isinstance(search := sections.get("search"), SearchConfig):
-        yield from _space_problems(search.space)
-    if isinstance(resources := sections.get("resources"), ResourcesConfig):
-        yield from _resource_problems(resources)
+    known = _Known(sections)
+    yield from _source_problems(known)
+    yield from _rung_problems(known)
+    yield from _task_problems(known)
+    yield from _space_problems(known)
+    yield from _quantization_problems(known)
+    yield from _resource_problems(known)
 
 
-def _rung_problems(training: TrainingConfig, pruning: PruningConfig) -> Iterator[tuple[Place, str]]:
-    if pruning.min_steps is not None and pruning.min_steps > training.max_steps:
+class _Known:
+    """The sections that passed their own checks; None in place of the others."""
+
+    def __init__(self, sections: dict[str, Section]) -> None:
+        self.model = _as(ModelConfig, sections.get("model"))
+        self.data = _as(DataConfig, sections.get("data"))
+        self.training = _as(TrainingConfig, sections.get("training"))
+        self.search = _as(SearchConfig, sections.get("search"))
+        self.objectives = _as(ObjectivesConfig, sections.get("objectives"))
+        self.pruning = _as(PruningConfig, sections.get("pruning"))
+        self.resources = _as(ResourcesConfig, sections.get("resources"))
+        self.baselines = _as(BaselinesConfig, sections.get("baselines"))
+
+
+SectionKind = TypeVar("SectionKind", bound=Section)
+
+
+def _as(kind: type[SectionKind], section: Section | None) -> SectionKind | None:
+    return section if isinstance(section, kind) else None
+
+
+def _source_problems(known: _Known) -> Iterator[tuple[Place, str]]:
+    if known.data is not None and (known.data.path is None) == (known.data.name is None):
+        got = "both" if known.data.path else "neither"
+        yield ("data", "path"), f"give either path (a local file or folder) or name (a hub id), got {got}"
+
+
+def _rung_problems(known: _Known) -> Iterator[tuple[Place, str]]:
+    training, pruning = known.training, known.pruning
+    if training and pruning and pruning.min_steps is not None and pruning.min_steps > training.max_steps:
         yield (
             ("pruning", "min_steps"),
             f"must be at most training.max_steps ({training.max_steps}), got {pruning.min_steps}",
         )
 
 
-def _space_problems(space: SpaceConfig) -> Iterator[tuple[Place, str]]:
-    place = ("search", "space", "rank_pattern")
-    sets = space.target_sets()
-    known = sorted({module for modules in sets.values() for module in modules})
-    for module in space.rank_pattern:
-        if module not in known:
-            yield (*place, module), f"must name one of the target_modules ({', '.join(known)})"
-    for name, modules in sets.items():
-        if all(_may_be_zero(space.rank_pattern.get(module)) for module in modules):
-            yield (
-                place,
-                f"all modules of {name} may get rank 0 together, so that nothing is adapted; let one start at 1",
-            )
+def _task_problems(known: _Known) -> Iterator[tuple[Place, str]]:
+    """What one task has and the other has not."""
+    if known.training is None:
+        return
+    task = known.training.task
+    if known.objectives and known.objectives.accuracy not in {None, *METRICS[task]}:
+        allowed = ", ".join(METRICS[task])
+        yield ("objectives", "accuracy"), f"must be one of {allowed} for {task}, got {known.objectives.accuracy!r}"
+    if task == "classification":
+        if known.training.packing:
+            yield ("training", "packing"), "is for causal-lm: a text to classify needs a row of its own"
+        if known.baselines and known.baselines.zero_shot:
+            yield ("baselines", "zero_shot"), "is for causal-lm: an untrained classification head only guesses"
+    elif known.baselines and known.baselines.head_only:
+        yield ("baselines", "head_only"), "is for classification: a causal language model gets no new head"
 
 
-def _may_be_zero(dimension: Range[int] | Choices[int] | int | None) -> bool:
-    match dimension:
-        case None:
-            return False
-        case Range():
-            return dimension.low == 0
-        case Choices():
-            return 0 in dimension.choices
-        case _:
-            return dimension == 0
+def _space_problems(known: _Known) -> Iterator[tuple[Place, str]]:
+    if known.search is None:
+        return
+    space, place = known.search.space, ("search", "space")
+    if space.lora_scale is not None and space.lora_alpha is not None:
+        yield (*place, "lora_alpha"), "can't be given together with lora_scale (alpha / r): one follows from the other"
+    for key in space.rank_pattern:
+        try:
+            parse_selector(key)
+        except ValueError as error:
+            yield (*place, "rank_pattern", key), str(error)
+    if True in options_of(space.use_dora):
+        for init in {"pissa", "olora", "loftq"} & set(options_of(space.init_lora_weights)):
+            reason = "DoRA takes its magnitudes from the base before this start changes the weights"
+            yield (*place, "init_lora_weights"), f"{init} can't meet use_dora: {reason}"
 
 
-def _resource_problems(resources: ResourcesConfig) -> Iterator[tuple[Place, str]]:
-    gpus = resources.gpus_per_trial
+def _quantization_problems(known: _Known) -> Iterator[tuple[Place, str]]:
+    if known.model is None or known.search is None:
+        return
+    place, kind = ("search", "space", "init_lora_weights"), known.model.quantization
+    inits = set(options_of(known.search.space.init_lora_weights))
+    for init in sorted(inits & {"pissa", "olora"}):
+        if kind != "none":
+            reason = "it takes a part out of the base weights, which are stored quantized and shared by all trials"
+            yield place, f"{init} needs model.quantization: none, got {kind}: {reason}"
+    if "loftq" in inits and kind not in {"nf4", "fp4"}:
+        yield place, f"loftq makes up for the error of 4 bits and needs model.quantization nf4 or fp4, got {kind}"
+    if kind == "none" and known.baselines and known.baselines.unquantized_lora:
+        yield ("baselines", "unquantized_lora"), "says nothing here: model.quantization is none for all trials"
+
+
+def options_of(option: Choices[Value] | Value) -> tuple[Value, ...]:
+    """Every value that an option may take."""
+    return option.choices if isinstance(option, Choices) else (option,)
+
+
+def _resource_problems(known: _Known) -> Iterator[tuple[Place, str]]:
+    if known.resources is None:
+        return
+    gpus = known.resources.gpus_per_trial
     if gpus > 1 and gpus != int(gpus):
         yield ("resources", "gpus_per_trial"), f"must be whole above 1 (fractions share one card), got {gpus}"
+    if gpus == 0 and known.training and known.training.optimizer == "paged_adamw_8bit":
+        yield ("training", "optimizer"), "paged_adamw_8bit needs a GPU, and resources.gpus_per_trial is 0"

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from tuner.errors import FolderError
 from tuner.front import Objective, front
-from tuner.trial import TrialRecord, TrialState
+from tuner.trial import TrialRecord, TrialState, folder_name
 
 
 class SweepFolder:
@@ -37,11 +37,11 @@ class SweepFolder:
 
     def adapter(self, number: int) -> Path:
         """Where a finished trial's adapter is kept."""
-        return self.path / "adapters" / _trial(number)
+        return self.path / "adapters" / folder_name(number)
 
     def checkpoint(self, number: int) -> Path:
         """Where a running trial leaves its state."""
-        return self.path / "checkpoints" / _trial(number)
+        return self.path / "checkpoints" / folder_name(number)
 
     def require_free(self) -> None:
         """Make sure that a new sweep can begin here; writes nothing that stays.
@@ -136,10 +136,6 @@ def require_empty(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         msg = f"{path} exists and is no empty folder; choose another"
         raise FolderError(msg)
-
-
-def _trial(number: int) -> str:
-    return f"trial-{number:04d}"
 
 
 def _remove(folders: Iterable[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,12 @@ import numpy as np
 
 from tuner.errors import PickError
 from tuner.pareto import FloatArray, knee_index, non_dominated_mask
-from tuner.trial import Metrics, TrialRecord, TrialState
+from tuner.trial import Metric, Metrics, TrialRecord, TrialState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tuner.config import ObjectivesConfig
+    from tuner.config import SweepConfig
 
 GIB = 2**30
 ROUNDING = 1e-9
@@ -26,44 +27,67 @@ class Objective(enum.StrEnum):
     """What a front may weigh; the value is the column's name in every table."""
 
     ACCURACY = "accuracy"
+    MACRO_F1 = "macro_f1"
+    EXACT_MATCH = "exact_match"
+    CHOICE_ACCURACY = "choice_accuracy"
+    TOKEN_ACCURACY = "token_accuracy"  # noqa: S105 -- a metric, no password
+    PERPLEXITY = "perplexity"
     TRAINABLE_PARAMS = "trainable_params"
     PEAK_MEMORY_GIB = "peak_memory_gib"
 
+    @property
+    def metric(self) -> Metric | None:
+        """The metric that it is; None for a cost."""
+        return None if self in _COSTS else Metric(self.value)
+
     def of(self, metrics: Metrics) -> float:
-        """The objective's value, in its own direction and unit."""
+        """The objective's value, in its own direction and unit.
+
+        Args:
+            metrics: Of a trial of a sweep with this objective: a metric's value stands in `metrics.accuracy`.
+        """
         match self:
-            case Objective.ACCURACY:
-                return metrics.accuracy
             case Objective.TRAINABLE_PARAMS:
                 return float(metrics.trainable_params)
             case Objective.PEAK_MEMORY_GIB:
                 return metrics.peak_memory_bytes / GIB
+            case _:
+                return metrics.accuracy
 
     @property
     def is_maximized(self) -> bool:
-        """Accuracy goes up, costs go down."""
-        return self is Objective.ACCURACY
+        """Metrics go up (perplexity goes down), costs go down."""
+        return self.metric is not None and self.metric.is_maximized
 
 
-def objectives_of(config: ObjectivesConfig) -> tuple[Objective, ...]:
-    """The objectives that a sweep file asks for; accuracy first."""
-    costs = ((Objective.TRAINABLE_PARAMS, config.trainable_params), (Objective.PEAK_MEMORY_GIB, config.memory))
-    return (Objective.ACCURACY, *(cost for cost, is_asked in costs if is_asked))
+_COSTS = frozenset({Objective.TRAINABLE_PARAMS, Objective.PEAK_MEMORY_GIB})
+
+
+def objectives_of(config: SweepConfig) -> tuple[Objective, ...]:
+    """What a sweep weighs: its metric first, then the costs."""
+    goals = config.objectives
+    costs = ((Objective.TRAINABLE_PARAMS, goals.trainable_params), (Objective.PEAK_MEMORY_GIB, goals.memory))
+    return (Objective(config.metric.value), *(cost for cost, is_asked in costs if is_asked))
 
 
 def front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tuple[TrialRecord, ...]:
-    """The finished trials that no other finished trial dominates, cheapest first.
+    """The finished trials of the search that no other dominates, cheapest first; baselines stand beside it.
 
     Raises:
         ValueError: Finished trials had their memory measured in different ways, so that they can't be compared.
     """
-    finished = [record for record in records if record.state is TrialState.COMPLETE and record.last]
+    finished = [record for record in records if is_candidate(record)]
     if len({record.last.memory_kind for record in finished if record.last}) > 1:
         msg = "two kinds of memory can't share a front"
         raise ValueError(msg)
     mask = non_dominated_mask(_losses(finished, objectives))
     on_front = [record for record, is_on in zip(finished, mask, strict=True) if is_on]
     return tuple(sorted(on_front, key=lambda record: _cost_order(record, objectives)))
+
+
+def is_candidate(record: TrialRecord) -> bool:
+    """Whether a trial may stand on the front: fully trained, and no baseline."""
+    return record.state is TrialState.COMPLETE and record.last is not None and record.spec.baseline is None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,17 +111,22 @@ class Pick:
             msg = "no trial has finished, so there is nothing to pick from"
             raise PickError(msg)
         name, _, argument = self.rule.partition(":")
+
+        def quality(record: TrialRecord) -> float:
+            value = objectives[0].of(record.last) if record.last else math.inf
+            return value if objectives[0].is_maximized else -value
+
         match name:
             case "knee" if not argument:
                 return front[knee_index(_losses(front, objectives))]
             case "most-accurate" if not argument:
-                return max(front, key=_accuracy)
+                return max(front, key=quality)
             case "trial" if argument.isdecimal():
                 return self._numbered(front, int(argument))
             case "cheapest-within" if (margin := _margin(argument)) is not None:
-                best = max(_accuracy(record) for record in front)
-                return next(record for record in front if _accuracy(record) >= best - margin - ROUNDING)
-        msg = f"pick must be knee, most-accurate, trial:N or cheapest-within:MARGIN (0 to 1), got {self.rule!r}"
+                best = max(map(quality, front))
+                return next(record for record in front if quality(record) >= best - margin - ROUNDING)
+        msg = f"pick must be knee, most-accurate, trial:N or cheapest-within:MARGIN (0 or more), got {self.rule!r}"
         raise PickError(msg)
 
     def _numbered(self, front: Sequence[TrialRecord], number: int) -> TrialRecord:
@@ -114,11 +143,7 @@ def _margin(text: str) -> float | None:
         margin = float(text)
     except ValueError:
         return None
-    return margin if 0 <= margin <= 1 else None
-
-
-def _accuracy(record: TrialRecord) -> float:
-    return record.last.accuracy if record.last else -1.0
+    return margin if 0 <= margin < math.inf else None
 
 
 def _cost_order(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[float, ...]:
@@ -127,7 +152,8 @@ def _cost_order(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[f
         return (record.number,)
     weighed = (goal.of(record.last) for goal in objectives if not goal.is_maximized)
     costs = (*weighed, record.last.trainable_params, record.last.peak_memory_bytes)
-    return (*costs, -record.last.accuracy, record.number)
+    quality = objectives[0].of(record.last)
+    return (*costs, -quality if objectives[0].is_maximized else quality, record.number)
 
 
 def _losses(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> FloatArray:

@@ -169,7 +169,7 @@ class LiveView:
         for name in ("rung", "accuracy", "params", "memory"):
             table.columns[COLUMNS.index(name)].justify = "right"
         table.columns[-1].no_wrap = True  # one row a trial, however narrow the terminal
-        on_front = {record.number for record in front(self._records, objectives_of(self._config.objectives))}
+        on_front = {record.number for record in front(self._records, objectives_of(self._config))}
         for record in visible(self._records, rows=max(4, self._console.height - 8)):
             style = STYLES[record.state] + (" bold" if record.number in on_front else "")
             table.add_row(*row(record, self._config), style=style)

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tuner.config import Choices, Range, SpaceConfig, TargetChoices
-from tuner.trial import LoraSpec, ParamValue
+from tuner.layers import ALL_LINEAR, Group, Layer, ModelFacts, deciding_key, parse_selector, targeted
+from tuner.trial import Bias, Init, LoraSpec, ParamValue
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+Searched = Range[int] | Range[float] | Choices[int] | Choices[float] | Choices[str] | Choices[bool] | TargetChoices
+"""What the sweep file says of a searched parameter."""
 
 
 class SuggestingTrial(Protocol):
@@ -35,40 +39,153 @@ class Suggestion:
     """The adapter."""
     learning_rate: float
     """Peak of the schedule."""
+    weight_decay: float
+    """AdamW's."""
+    lora_plus_ratio: float
+    """Learning rate of B over that of A."""
     params: tuple[tuple[str, ParamValue], ...]
     """(name, value) of every parameter that was sampled, in the order of the space."""
 
 
+PLAIN = (
+    "r",
+    "lora_scale",
+    "lora_alpha",
+    "lora_dropout",
+    "learning_rate",
+    "weight_decay",
+    "lora_plus_ratio",
+    "use_rslora",
+    "use_dora",
+    "init_lora_weights",
+    "bias",
+)
+"""Parameters that every trial has, in the order in which they are sampled."""
+
+DEFAULT_SCALE = 2.0
+"""alpha / r where the sweep file says nothing."""
+
+
+def dimensions(space: SpaceConfig) -> dict[str, Searched]:
+    """Parameter -> what is searched, conditional ones included, in the order of the space; fixed ones are left out."""
+    patterns = {f"rank_pattern.{key}": value for key, value in space.rank_pattern.items()}
+    every = {name: getattr(space, name) for name in (*PLAIN, "target_modules")} | patterns
+    return {name: value for name, value in every.items() if isinstance(value, (Range, Choices, TargetChoices))}
+
+
 def searched_params(space: SpaceConfig) -> tuple[str, ...]:
     """Names of the parameters that a sweep samples, conditional ones included, in the order of the space."""
-    plain = ("r", "lora_scale", "lora_dropout", "learning_rate")
-    names = [name for name in plain if isinstance(getattr(space, name), (Range, Choices))]
-    if isinstance(space.target_modules, TargetChoices):
-        names.append("target_modules")
-    patterns = (
-        f"rank_pattern.{key}" for key, value in space.rank_pattern.items() if isinstance(value, (Range, Choices))
-    )
-    return (*names, *patterns)
+    return tuple(dimensions(space))
 
 
-def suggest(trial: SuggestingTrial, space: SpaceConfig) -> Suggestion:
+def suggest(trial: SuggestingTrial, space: SpaceConfig, layers: Sequence[Layer]) -> Suggestion:
     """Sample one point.
 
-    A rank of its own is only asked for where the chosen target modules hold the module: it is a conditional parameter.
+    A rank of its own is only asked for where it sets the rank of at least one layer of the chosen targets: it is a
+    conditional parameter.
+
+    Args:
+        trial: Gives values.
+        space: What may be chosen.
+        layers: The base model's.
     """
     sampler = _Sampler(trial)
-    r = sampler.integer("r", space.r)
-    scale = sampler.number("lora_scale", space.lora_scale)
-    dropout = sampler.number("lora_dropout", space.lora_dropout)
-    learning_rate = sampler.number("learning_rate", space.learning_rate)
+    plain = {name: sampler.value(name, getattr(space, name)) for name in PLAIN}
     targets = sampler.targets(space)
     pattern = tuple(
-        (module, sampler.integer(f"rank_pattern.{module}", dimension))
-        for module, dimension in space.rank_pattern.items()
-        if module in targets
+        (key, sampler.value(f"rank_pattern.{key}", space.rank_pattern[key]))
+        for key in deciding_keys(space, targets, layers)
     )
-    lora = LoraSpec(r=r, lora_alpha=scale * r, lora_dropout=dropout, target_modules=targets, rank_pattern=pattern)
-    return Suggestion(lora=lora, learning_rate=learning_rate, params=tuple(sampler.sampled.items()))
+    lora = LoraSpec(
+        r=plain["r"],
+        lora_alpha=_alpha(plain),
+        lora_dropout=plain["lora_dropout"],
+        target_modules=targets,
+        rank_pattern=pattern,
+        use_rslora=plain["use_rslora"],
+        use_dora=plain["use_dora"],
+        init_lora_weights=Init(plain["init_lora_weights"]),
+        bias=Bias(plain["bias"]),
+    )
+    return Suggestion(
+        lora=lora,
+        learning_rate=plain["learning_rate"],
+        weight_decay=plain["weight_decay"],
+        lora_plus_ratio=plain["lora_plus_ratio"],
+        params=tuple(sampler.sampled.items()),
+    )
+
+
+def deciding_keys(space: SpaceConfig, targets: Sequence[str], layers: Sequence[Layer]) -> tuple[str, ...]:
+    """The keys of the rank pattern that set the rank of at least one layer of some targets, in the file's order."""
+    used = {deciding_key(layer, space.rank_pattern) for layer in targeted(layers, targets)}
+    return tuple(key for key in space.rank_pattern if key in used)
+
+
+def space_problems(space: SpaceConfig, model: ModelFacts) -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, message) for choices that mean nothing on the base model.
+
+    Args:
+        space: The choices.
+        model: What a worker found in the base.
+    """
+    place, layers = "search.space.target_modules", model.layers
+    sets = space.target_sets()
+    unknown = sorted({target for targets in sets.values() for target in targets if not _fits(target, layers)})
+    if unknown:
+        yield place, _unknown(unknown, model)
+        return
+    used = {key for targets in sets.values() for key in deciding_keys(space, targets, layers)}
+    for key in space.rank_pattern:
+        if key not in used:
+            yield f"search.space.rank_pattern.{key}", _idle(key, model)
+    for name, targets in sets.items():
+        if all(_may_be_zero(layer, space) for layer in targeted(layers, targets)):
+            message = f"all modules of {name} may get rank 0 together, so that nothing is adapted; let one start at 1"
+            yield "search.space.rank_pattern", message
+
+
+def _fits(target: str, layers: Sequence[Layer]) -> bool:
+    return any(parse_selector(target).fits(layer) for layer in layers)
+
+
+def _unknown(targets: Sequence[str], model: ModelFacts) -> str:
+    if model.tree and set(targets) & set(Group):
+        return (
+            f"{' and '.join(targets)}: the blocks of this {model.family or 'model'} don't tell attention and MLP apart; "
+            f"name modules or use {ALL_LINEAR}. The model:\n{model.tree}"
+        )
+    return f"no linear layer is named {', '.join(targets)}; the model has: {_known(model)}"
+
+
+def _idle(key: str, model: ModelFacts) -> str:
+    if not _fits(key, model.layers):
+        return f"matches no linear layer; the model has: {_known(model)}"
+    return "sets no layer's rank: no target_modules reach its layers, or more precise keys name them all"
+
+
+def _known(model: ModelFacts) -> str:
+    return ", ".join(dict.fromkeys(layer.short_name for layer in model.layers)) or "none in its blocks"
+
+
+def _may_be_zero(layer: Layer, space: SpaceConfig) -> bool:
+    key = deciding_key(layer, space.rank_pattern)
+    match None if key is None else space.rank_pattern[key]:
+        case None:
+            return False
+        case Range(low=low):
+            return low == 0
+        case Choices(choices=choices):
+            return 0 in choices
+        case rank:
+            return rank == 0
+
+
+def _alpha(plain: dict[str, Any]) -> float:
+    if plain["lora_alpha"] is not None:
+        return float(plain["lora_alpha"])
+    scale = DEFAULT_SCALE if plain["lora_scale"] is None else plain["lora_scale"]
+    return float(scale * plain["r"])
 
 
 class _Sampler:
@@ -78,20 +195,12 @@ class _Sampler:
         self._trial = trial
         self.sampled: dict[str, ParamValue] = {}
 
-    def integer(self, name: str, dimension: Range[int] | Choices[int] | int) -> int:
+    def value(self, name: str, dimension: object) -> Any:  # noqa: ANN401 -- whatever the dimension holds
         match dimension:
-            case Range():
-                step = dimension.step or 1
-                value = self._trial.suggest_int(name, dimension.low, dimension.high, step=step, log=dimension.log)
-            case Choices():
-                value = self._trial.suggest_categorical(name, dimension.choices)
-            case _:
-                return dimension
-        self.sampled[name] = value
-        return value
-
-    def number(self, name: str, dimension: Range[float] | Choices[float] | float) -> float:
-        match dimension:
+            case Range(low=int(), high=int()):
+                value: ParamValue = self._trial.suggest_int(
+                    name, dimension.low, dimension.high, step=dimension.step or 1, log=dimension.log
+                )
             case Range():
                 value = self._trial.suggest_float(
                     name, dimension.low, dimension.high, step=dimension.step, log=dimension.log

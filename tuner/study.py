@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,8 +24,10 @@ from pydantic import TypeAdapter
 from tuner.errors import FolderError
 from tuner.front import Objective, objectives_of
 from tuner.pruner import is_dominated
+from tuner.recommend import baseline_specs, starting_points
 from tuner.space import suggest
 from tuner.trial import (
+    Baseline,
     Decision,
     FailReason,
     Inspection,
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from tuner.config import SearchConfig, SweepConfig
+    from tuner.layers import Layer
 
 SPEC, METRICS, OUTCOME, INSPECTION = "spec", "metrics", "outcome", "inspection"
 """Keys of user attributes in the journal; `metrics` is followed by the rung's steps."""
@@ -57,20 +61,35 @@ _OPTUNA_STATES = {
 
 
 class Study:
-    """A sweep's trials, from the first ask to the last tell. Build one with `create_study` or `open_study`."""
+    """A sweep's trials, from the first ask to the last tell. Build one with `create_study` or `open_study`.
 
-    def __init__(self, study: optuna.Study, config: SweepConfig) -> None:
+    Args:
+        study: The search.
+        beside: The baselines: a study of their own in the same journal, which the sampler does not see.
+        config: The sweep.
+    """
+
+    def __init__(self, study: optuna.Study, beside: optuna.Study, config: SweepConfig) -> None:
         self._study = study
+        self._beside = beside
         self._config = config
-        self._objectives = objectives_of(config.objectives)
-        records = [_record(trial) for trial in study.get_trials(deepcopy=False) if SPEC in trial.user_attrs]
-        self._records = {record.number: record for record in records}
-        self._unfinished = [record.spec for record in records if record.state is TrialState.RUNNING]
+        self._objectives = objectives_of(config)
+        self._ids: dict[int, int] = {}
+        self._records: dict[int, TrialRecord] = {}
+        for trial in (*study.get_trials(deepcopy=False), *beside.get_trials(deepcopy=False)):
+            if SPEC in trial.user_attrs:
+                record = _record(trial)
+                self._records[record.number] = record
+                self._ids[record.number] = trial._trial_id  # noqa: SLF001 -- optuna has no public way by number
+        self._unfinished = [record.spec for record in self.records if record.state is TrialState.RUNNING]
+        self._baselines = [
+            spec for spec in baseline_specs(config, self.inspection) if spec.number not in self._records
+        ]
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
-        """All trials, by number."""
-        return tuple(self._records[number] for number in sorted(self._records))
+        """All trials, by number; baselines last."""
+        return tuple(self._records[number] for number in sorted(self._records, key=lambda number: (number < 0, abs(number))))
 
     @property
     def inspection(self) -> Inspection:
@@ -78,26 +97,44 @@ class Study:
         return _INSPECTION.validate_python(self._study.user_attrs[INSPECTION], strict=False)
 
     def ask(self) -> TrialSpec | None:
-        """The next trial to work on: first those that a killed driver left running, then new ones; None when all are given out.
+        """The next trial to work on; None when all are given out.
 
-        What is sampled depends on the sweep's seed, the trial's number and what was told before.
+        First come those that a killed driver left running, then baselines, then new ones. What is sampled depends on the
+        sweep's seed, the trial's number and what was told before.
         """
         if self._unfinished:
             return self._unfinished.pop(0)
-        if len(self._records) >= self._config.search.num_trials:
+        if self._baselines:
+            spec = self._baselines.pop(0)
+            return self._begun(spec, self._beside.ask())
+        if sum(number >= 0 for number in self._records) >= self._config.search.num_trials:
             return None
-        number = len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = _build_sampler(self._config.search, number)
+        self._study.sampler = _build_sampler(self._config.search, self._next_number())
         trial = self._study.ask()
-        suggestion = suggest(trial, self._config.search.space)
+        suggestion = suggest(trial, self._config.search.space, self._layers)
         spec = TrialSpec(
             number=trial.number,
             lora=suggestion.lora,
             learning_rate=suggestion.learning_rate,
+            weight_decay=suggestion.weight_decay,
+            lora_plus_ratio=suggestion.lora_plus_ratio,
             seed=self._config.training.seed,
             params=suggestion.params,
         )
+        return self._begun(spec, trial)
+
+    @functools.cached_property
+    def _layers(self) -> tuple[Layer, ...]:
+        return self.inspection.model.layers
+
+    def _next_number(self) -> int:
+        """Starting points wait in the study with numbers of their own; they come first."""
+        waiting = self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+        return waiting[0].number if waiting else len(self._study.get_trials(deepcopy=False))
+
+    def _begun(self, spec: TrialSpec, trial: optuna.Trial) -> TrialSpec:
         trial.set_user_attr(SPEC, _SPEC.dump_python(spec, mode="json"))
+        self._ids[spec.number] = trial._trial_id  # noqa: SLF001 -- optuna has no public way by number
         self._records[spec.number] = TrialRecord(spec=spec, state=TrialState.RUNNING)
         return spec
 
@@ -113,10 +150,13 @@ class Study:
             self._set_attr(number, f"{METRICS}:{metrics.steps}", _METRICS.dump_python(metrics, mode="json"))
             record = dataclasses.replace(record, curve=(*record.curve, metrics))
             self._records[number] = record
-        if metrics.steps >= self._config.training.max_steps:
+        baseline = record.spec.baseline
+        if metrics.steps >= self._config.training.max_steps or baseline is Baseline.ZERO_SHOT:
             return Decision.FINISH
+        if baseline is not None:
+            return Decision.CONTINUE
         others = self._at_rung(metrics.steps, but=number)
-        dominated = is_dominated(metrics, others, self._config.pruning, self._config.objectives)
+        dominated = is_dominated(metrics, others, self._config.pruning, self._objectives)
         return Decision.PRUNE if dominated else Decision.CONTINUE
 
     def tell(self, number: int, outcome: Outcome) -> TrialRecord:
@@ -134,17 +174,17 @@ class Study:
             outcome = self._checked(record, outcome)
         self._set_attr(number, OUTCOME, _OUTCOME.dump_python(outcome, mode="json"))
         values = self._values(record) if outcome.state is TrialState.COMPLETE else None
-        self._study.tell(number, values, state=_OPTUNA_STATES[outcome.state])
+        study, place = (self._study, number) if record.spec.baseline is None else (self._beside, -number - 1)
+        study.tell(place, values, state=_OPTUNA_STATES[outcome.state])
         closed = dataclasses.replace(record, state=outcome.state, outcome=outcome)
         self._records[number] = closed
         return closed
 
     def _set_attr(self, number: int, key: str, value: object) -> None:
-        trial_id = self._study.get_trials(deepcopy=False)[number]._trial_id  # noqa: SLF001 -- no public way by number
-        self._study._storage.set_trial_user_attr(trial_id, key, value)  # noqa: SLF001 -- after a restart there is no optuna.Trial
+        self._study._storage.set_trial_user_attr(self._ids[number], key, value)  # noqa: SLF001 -- after a restart there is no optuna.Trial
 
     def _at_rung(self, steps: int, *, but: int) -> list[Metrics]:
-        others = (record for record in self._records.values() if record.number != but)
+        others = (record for record in self._records.values() if record.number != but and record.spec.baseline is None)
         return [metrics for record in others for metrics in record.curve if metrics.steps == steps]
 
     def _checked(self, record: TrialRecord, outcome: Outcome) -> Outcome:
@@ -160,17 +200,26 @@ class Study:
 
 
 def create_study(journal: Path, config: SweepConfig, inspection: Inspection) -> Study:
-    """Begin a sweep's study in a new journal file."""
-    objectives = objectives_of(config.objectives)
-    study = optuna.create_study(
-        storage=_storage(journal),
-        study_name=config.name,
-        directions=[_direction(objective) for objective in objectives],
-    )
+    """Begin a sweep's study in a new journal file; recommended starting points wait in it to be tried first."""
+    storage = _storage(journal)
+    study = _create(storage, config.name, config)
+    study.set_user_attr(INSPECTION, _INSPECTION.dump_python(inspection, mode="json"))
+    for point in starting_points(config, inspection)[: config.search.num_trials]:
+        study.enqueue_trial(point)
+    return Study(study, _create(storage, _beside(config.name), config), config)
+
+
+def _create(storage: JournalStorage, name: str, config: SweepConfig) -> optuna.Study:
+    objectives = objectives_of(config)
+    directions = [_direction(objective) for objective in objectives]
+    study = optuna.create_study(storage=storage, study_name=name, directions=directions)
     with _experimental():
         study.set_metric_names([str(objective) for objective in objectives])
-    study.set_user_attr(INSPECTION, _INSPECTION.dump_python(inspection, mode="json"))
-    return Study(study, config)
+    return study
+
+
+def _beside(name: str) -> str:
+    return f"{name} baselines"
 
 
 def open_study(journal: Path, config: SweepConfig) -> Study:
@@ -180,7 +229,9 @@ def open_study(journal: Path, config: SweepConfig) -> Study:
         FolderError: The file is no journal of this sweep.
     """
     try:
-        return Study(optuna.load_study(storage=_storage(journal), study_name=config.name), config)
+        storage = _storage(journal)
+        study = optuna.load_study(storage=storage, study_name=config.name)
+        return Study(study, optuna.load_study(storage=storage, study_name=_beside(config.name)), config)
     except (KeyError, ValueError) as error:
         msg = f"{journal} holds no study named {config.name!r}"
         raise FolderError(msg) from error

@@ -13,6 +13,7 @@ from tuner.folder import SweepFolder
 from tuner.front import Objective, front, objectives_of
 from tuner.live import NoView, View
 from tuner.report import write_report
+from tuner.space import space_problems
 from tuner.study import Study, create_study, open_study
 from tuner.sweep_file import find_line, load_sweep_file, write_sweep_file
 from tuner.trial import Decision, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
@@ -37,7 +38,7 @@ class Sweep:
     @property
     def objectives(self) -> tuple[Objective, ...]:
         """What the front weighs."""
-        return objectives_of(self.config.objectives)
+        return objectives_of(self.config)
 
     @property
     def front(self) -> tuple[TrialRecord, ...]:
@@ -156,7 +157,7 @@ class _Driver:
     def tell(self, number: int, outcome: Outcome) -> TrialRecord:
         """A trial's end."""
         record = self._study.tell(number, outcome)
-        self._folder.settle(self._study.records, objectives_of(self._config.objectives))
+        self._folder.settle(self._study.records, objectives_of(self._config))
         self._view.update(self._study.records)
         self._count_failures(record)
         return record
@@ -167,14 +168,14 @@ class _Driver:
         if self._failures_in_a_row >= self._config.resources.max_failures_in_a_row and record.outcome:
             msg = (
                 f"{self._failures_in_a_row} trials failed one after another, so the sweep ended; mend the cause and go on "
-                f"with `tuner resume {self._folder.path}`. Last: trial {record.number}, {record.outcome.reason}:\n"
+                f"with `tuner resume {self._folder.path}`. Last: {record.spec.label}, {record.outcome.reason}:\n"
                 f"{record.outcome.detail}"
             )
             raise TooManyFailuresError(msg)
 
 
 def _carry_out(study: Study, trainer: Backend, config: SweepConfig, folder: SweepFolder, view: View) -> Sweep:
-    objectives = objectives_of(config.objectives)
+    objectives = objectives_of(config)
     folder.settle(study.records, objectives)
     try:
         with view.watching(config, study.inspection, study.records):
@@ -190,14 +191,17 @@ def _sweep(study: Study, config: SweepConfig, folder: SweepFolder) -> Sweep:
 
 def _inspected(trainer: Backend, config: SweepConfig, file: Path) -> Inspection:
     inspection = trainer.inspect(config)
-    if inspection.problems:
-        raise ConfigError(str(file), tuple(_problem(file, key, message) for key, message in inspection.problems))
+    problems = [*inspection.problems]
+    if inspection.model.layers:
+        problems += space_problems(config.search.space, inspection.model)
+    if problems:
+        raise ConfigError(str(file), tuple(_problem(file, key, message) for key, message in problems))
     return inspection
 
 
 def _require_same_data(before: Inspection, now: Inspection, config: SweepConfig, file: Path) -> None:
     if before.data_fingerprint != now.data_fingerprint:
-        message = f"{config.data.path} is not what this sweep began with; its trials could not be compared"
+        message = f"{config.data.path or config.data.name} is not what this sweep began with; its trials could not be compared"
         raise ConfigError(str(file), (_problem(file, "data.path", message),))
 
 

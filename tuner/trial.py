@@ -6,13 +6,22 @@ import enum
 import math
 from dataclasses import dataclass
 
+from tuner.layers import ModelFacts
+
 ParamValue = bool | int | float | str
 """A searched parameter's value."""
 
 
 def param_text(value: ParamValue) -> str:
     """A searched parameter's value as people read it, to three digits."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def folder_name(number: int) -> str:
+    """Name of a trial's folders: `trial-0007`, or `baseline-0001` for number -1."""
+    return f"baseline-{-number:04d}" if number < 0 else f"trial-{number:04d}"
 
 
 class TrialState(enum.StrEnum):
@@ -30,6 +39,76 @@ class Decision(enum.StrEnum):
     CONTINUE = "continue"
     PRUNE = "prune"
     FINISH = "finish"
+
+
+class Metric(enum.StrEnum):
+    """How good a model is on the validation data. A sweep names one as its accuracy objective; none stands in for another."""
+
+    ACCURACY = "accuracy"
+    """Classification: share of examples whose most likely class is the right one."""
+    MACRO_F1 = "macro_f1"
+    """Classification: mean over the classes of the harmonic mean of precision and recall; 0 for a class never found."""
+    EXACT_MATCH = "exact_match"
+    """Causal language models: share of examples whose whole completion greedy decoding would give."""
+    CHOICE_ACCURACY = "choice_accuracy"
+    """Causal language models: share of examples whose right completion is the likeliest of the choices."""
+    TOKEN_ACCURACY = "token_accuracy"  # noqa: S105 -- a metric, no password
+    """Causal language models: share of completion tokens that are the likeliest after those before them."""
+    PERPLEXITY = "perplexity"
+    """Causal language models: exp of the mean cross entropy of a completion token; lower is better, at least 1."""
+
+    @property
+    def is_maximized(self) -> bool:
+        """Perplexity goes down, all others go up."""
+        return self is not Metric.PERPLEXITY
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it lies in [0, 1] and reads best in percent."""
+        return self is not Metric.PERPLEXITY
+
+
+class Baseline(enum.StrEnum):
+    """What a baseline trial is; it stands beside the search and never on the front."""
+
+    ZERO_SHOT = "zero-shot"
+    """The frozen model as it is."""
+    HEAD_ONLY = "head only"
+    """A classification head on the frozen base."""
+    FULL = "full fine-tuning"
+    """All weights, in float32, without an adapter."""
+    UNQUANTIZED_LORA = "LoRA without quantization"
+    """The recommended adapter on a base that is not quantized."""
+
+
+class Bias(enum.StrEnum):
+    """Which biases of the base are trained with an adapter; PEFT's words."""
+
+    NONE = "none"
+    ALL = "all"
+    LORA_ONLY = "lora_only"
+
+
+class Init(enum.StrEnum):
+    """How an adapter starts; PEFT's words."""
+
+    DEFAULT = "default"
+    """A uniform after Kaiming, B zero."""
+    GAUSSIAN = "gaussian"
+    """A normal with deviation 1 / r, B zero."""
+    PISSA = "pissa"
+    """Principal singular values of the weight, which is left with the rest. Source: arXiv 2404.02948."""
+    OLORA = "olora"
+    """QR decomposition of the weight, which is left with the rest. Source: arXiv 2406.01775."""
+    EVA = "eva"
+    """A from the singular vectors of the layer's inputs on training data, B zero. Source: arXiv 2410.07170."""
+    LOFTQ = "loftq"
+    """B A makes up for the error of quantization. Source: arXiv 2310.08659, one step on the quantized base."""
+
+    @property
+    def is_base_changed(self) -> bool:
+        """Whether the adapter takes something out of the base weights."""
+        return self in {Init.PISSA, Init.OLORA}
 
 
 class FailReason(enum.StrEnum):
@@ -53,29 +132,38 @@ class MemoryKind(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraSpec:
-    """One adapter, in PEFT's words."""
+    """One adapter, in PEFT's words. Which layers and ranks it means on a model is told by `tuner.layers`."""
 
     r: int
-    """Rank of every target module that `rank_pattern` does not name; at least 1."""
+    """Rank of every target that `rank_pattern` does not name; at least 1."""
     lora_alpha: float
-    """Scaling numerator at rank `r`. Other ranks get an alpha that keeps `lora_alpha / r` the same for all modules."""
+    """Scaling numerator at rank `r`."""
     lora_dropout: float
     """Probability in [0, 1)."""
     target_modules: tuple[str, ...]
-    """Module names, or dotted ends of them, such as `query` or `attention.output.dense`."""
+    """`attention`, `mlp`, `all-linear`, or module names and dotted ends of them, such as `query` or `attention.output.dense`."""
     rank_pattern: tuple[tuple[str, int], ...] = ()
-    """(target module, rank); rank 0 means "not adapted"."""
+    """(selector, rank), a selector being a module, a group, a depth band, or `module@band`; rank 0 means "not adapted"."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) instead of alpha / r. Source: arXiv 2312.03732."""
+    use_dora: bool = False
+    """Learn each output's magnitude apart from its direction. Source: arXiv 2402.09353."""
+    init_lora_weights: Init = Init.DEFAULT
+    """How A and B start."""
+    bias: Bias = Bias.NONE
+    """Biases of the base that are trained too."""
 
-    @property
-    def scale(self) -> float:
-        """The factor alpha / r on B A x, the same for every module."""
-        return self.lora_alpha / self.r
+    def alpha_at(self, r: int) -> float:
+        """The alpha of a layer of rank `r`.
 
-    def ranks(self) -> dict[str, int]:
-        """Target module -> rank, without those of rank 0."""
-        own = dict(self.rank_pattern)
-        ranks = {target: own.get(target, self.r) for target in self.target_modules}
-        return {target: r for target, r in ranks.items() if r > 0}
+        LoRA keeps the factor on B A x the same for all layers, so that a rank of its own changes a layer's capacity alone;
+        rsLoRA keeps alpha and lets the factor follow the rank, as its authors do.
+        """
+        return self.lora_alpha if self.use_rslora else self.lora_alpha / self.r * r
+
+    def scaling_at(self, r: int) -> float:
+        """The factor on B A x of a layer of rank `r`."""
+        return self.alpha_at(r) / (math.sqrt(r) if self.use_rslora else r)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,15 +171,26 @@ class TrialSpec:
     """All that a worker needs to know of a trial beside the sweep file: the result depends on these two alone."""
 
     number: int
-    """Optuna's trial number, from 0."""
+    """Optuna's trial number, from 0; baselines have -1, -2 and so on."""
     lora: LoraSpec | None
-    """None trains the classification head alone, on the frozen base."""
+    """None only in baselines."""
     learning_rate: float
     """Peak of the schedule."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay; not on biases and norms."""
+    lora_plus_ratio: float = 1.0
+    """Learning rate of B over that of A; 1 is LoRA, above 1 LoRA+. Source: arXiv 2402.12354."""
     seed: int
     """Start of every draw: head and adapter weights, order of batches, dropout masks."""
     params: tuple[tuple[str, ParamValue], ...] = ()
     """(searched parameter, value) as sampled, for the report."""
+    baseline: Baseline | None = None
+    """None for a trial of the search."""
+
+    @property
+    def label(self) -> str:
+        """What people call it: `trial 7`, or `baseline 1 (full fine-tuning)`."""
+        return f"baseline {-self.number} ({self.baseline})" if self.baseline else f"trial {self.number}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,9 +204,11 @@ class Metrics:
     train_s: float
     """Seconds of training and evaluation so far, over all processes that worked on the trial."""
     accuracy: float
-    """On the validation data, in [0, 1]."""
+    """The sweep's accuracy objective on the validation data; `SweepConfig.metric` says which one and so the unit."""
+    standard_error: float
+    """Of `accuracy`, in its unit, from the validation examples' spread."""
     loss: float
-    """Mean cross entropy on the validation data, in nats."""
+    """Mean cross entropy on the validation data, in nats: of an example's class, or of a completion's token."""
     num_validation: int
     """Examples behind `accuracy` and `loss`."""
     trainable_params: int
@@ -118,11 +219,8 @@ class Metrics:
     """How the peak was found."""
     peak_reserved_bytes: int | None = None
     """`torch.cuda.max_memory_reserved`; None on a CPU."""
-
-    @property
-    def standard_error(self) -> float:
-        """Of the accuracy, in [0, 0.5]: sqrt(p (1 - p) / n) of a binomial share."""
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.num_validation)
+    others: tuple[tuple[str, float], ...] = ()
+    """(metric, value) of the task's metrics that are not the objective."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,4 +276,10 @@ class Inspection:
     labels: tuple[str, ...] = ()
     """Class names by class index."""
     majority_share: float = 0.0
-    """Share of the most frequent class in the validation data, in [0, 1]."""
+    """Share of the most frequent answer (class or completion) in the validation data, in [0, 1]."""
+    num_duplicates: int = 0
+    """Examples left out because their input came before, in the same split or in one that is held out."""
+    num_too_long: int = 0
+    """Examples left out because they are longer than `data.max_length`; classification cuts them off instead."""
+    model: ModelFacts = ModelFacts()
+    """What the base model is made of."""

@@ -157,7 +157,7 @@ def build_report_data(
     Raises:
         ValueError: Trials had their memory measured in different ways, so that they can't be compared.
     """
-    objectives = objectives_of(config.objectives)
+    objectives = objectives_of(config)
     best = front(records, objectives)
     on_front = {record.number for record in best}
     rows = tuple(_row(record, on_front) for record in sorted(records, key=lambda record: record.number))
