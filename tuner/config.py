@@ -370,6 +370,11 @@ class SweepConfig(Section):
         return Metric(self.objectives.accuracy or METRICS[self.training.task][0])
 
     @property
+    def is_choice_asked(self) -> bool:
+        """Whether choice accuracy is measured: it costs a forward pass for each choice."""
+        return self.metric is Metric.CHOICE_ACCURACY or self.data.choices is not None
+
+    @property
     def rungs(self) -> tuple[int, ...]:
         """Steps at which trials are evaluated, rising; the last is `training.max_steps`."""
         last = self.training.max_steps

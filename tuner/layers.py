@@ -54,7 +54,7 @@ class Layer:
     @property
     def short_name(self) -> str:
         """The name after the block's number: `self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
-        return self.name.rpartition(f".{self.block}.")[2]
+        return self.name.partition(f".{self.block}.")[2]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
+from tuner import metric_text
 from tuner.front import GIB, front, objectives_of
-from tuner.trial import Inspection, TrialRecord, TrialState, param_text
+from tuner.trial import Baseline, Inspection, Metric, TrialRecord, TrialState, param_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -72,18 +74,27 @@ class Progress:
 
 
 def steps_done(records: Sequence[TrialRecord]) -> int:
-    """Optimizer steps of all trials so far, as far as reported."""
+    """Optimizer steps of all trials and baselines so far, as far as reported."""
     return sum(record.last.steps for record in records if record.last)
 
 
 def steps_to_come(config: SweepConfig, records: Sequence[TrialRecord]) -> float:
-    """Steps still expected: trials not begun take what ended trials took on average."""
-    max_steps = config.training.max_steps
-    ended = [record for record in records if record.state is not TrialState.RUNNING]
-    mean = steps_done(ended) / len(ended) if ended else float(max_steps)
-    running = [record for record in records if record.state is TrialState.RUNNING]
+    """Steps still expected: trials not begun take what ended trials took on average; baselines are never stopped early."""
+    trials = [record for record in records if record.spec.baseline is None]
+    ended = [record for record in trials if record.state is not TrialState.RUNNING]
+    mean = steps_done(ended) / len(ended) if ended else float(config.training.max_steps)
+    running = [record for record in trials if record.state is TrialState.RUNNING]
     rest = sum(max(0.0, mean - (record.last.steps if record.last else 0)) for record in running)
-    return rest + mean * (config.search.num_trials - len(records))
+    return rest + mean * (config.search.num_trials - len(trials)) + _baseline_steps_to_come(config, records)
+
+
+def _baseline_steps_to_come(config: SweepConfig, records: Sequence[TrialRecord]) -> int:
+    asked, max_steps = config.baselines, config.training.max_steps
+    trained = [record for record in records if record.spec.baseline not in {None, Baseline.ZERO_SHOT}]
+    num_asked = len(asked.head_only) + len(asked.full) + asked.unquantized_lora
+    running = [record for record in trained if record.state is TrialState.RUNNING]
+    rest = sum(max_steps - (record.last.steps if record.last else 0) for record in running)
+    return rest + max_steps * max(0, num_asked - len(trained))
 
 
 class PlainView:
@@ -116,12 +127,13 @@ class PlainView:
                 self._print(self._line(record, records))
 
     def _line(self, record: TrialRecord, records: Sequence[TrialRecord]) -> str:
-        cells = dict(zip(COLUMNS, row(record, self._config), strict=True))
-        parts = [f"trial {cells['trial']:>3}", f"{cells['state']:<8}", f"step {cells['rung']}"]
+        _, state, rung, result, params, memory, choices = row(record, self._config)
+        name = record.spec.label if record.spec.baseline else f"trial {record.number:>3}"
+        parts = [name, f"{state:<8}", f"step {rung}"]
         if record.last:
-            parts += [f"accuracy {cells['accuracy']}", f"{cells['params']} params", cells["memory"]]
-        else:
-            parts.append(cells["choices"])
+            parts += [f"{metric_text.name(self._config.metric)} {result}", f"{params} params", memory]
+        elif choices:
+            parts.append(choices)
         if record.outcome and record.outcome.reason:
             parts.append(str(record.outcome.reason))
         left = self._progress.left_s(records)
@@ -165,12 +177,12 @@ class LiveView:
         from rich.progress_bar import ProgressBar  # noqa: PLC0415
         from rich.table import Table  # noqa: PLC0415
 
-        table = Table(*COLUMNS, title=headline(self._config, self._inspection), title_justify="left", expand=True)
-        for name in ("rung", "accuracy", "params", "memory"):
-            table.columns[COLUMNS.index(name)].justify = "right"
+        table = Table(title=headline(self._config, self._inspection), title_justify="left", expand=True)
+        for name, justify in columns(self._config.metric):
+            table.add_column(name, justify=justify)
         table.columns[-1].no_wrap = True  # one row a trial, however narrow the terminal
         on_front = {record.number for record in front(self._records, objectives_of(self._config))}
-        for record in visible(self._records, rows=max(4, self._console.height - 8)):
+        for record in visible(self._records, self._config.metric, rows=max(4, self._console.height - 8)):
             style = STYLES[record.state] + (" bold" if record.number in on_front else "")
             table.add_row(*row(record, self._config), style=style)
         foot = Table.grid(padding=(0, 1), expand=True)
@@ -185,7 +197,6 @@ class LiveView:
         return Group(table, foot)
 
 
-COLUMNS = ("trial", "state", "rung", "accuracy", "params", "memory", "choices")
 STYLES = {
     TrialState.RUNNING: "cyan",
     TrialState.COMPLETE: "green",
@@ -197,35 +208,58 @@ STYLES = {
 def headline(config: SweepConfig, inspection: Inspection) -> str:
     """What is searched on what, in one line."""
     data = f"{inspection.num_train:,} train, {inspection.num_validation:,} validation, {inspection.num_test:,} test"
-    majority = f"always the commonest class: {inspection.majority_share:.1%}"
-    return f"{config.name}: {config.search.num_trials} trials · {data} · {len(inspection.labels)} classes · {majority}"
+    answers = [f"{len(inspection.labels)} classes"] if inspection.labels else []
+    majority = f"always the commonest {'class' if inspection.labels else 'completion'}: {inspection.majority_share:.1%}"
+    return " · ".join([f"{config.name}: {config.search.num_trials} trials", data, *answers, majority])
+
+
+def columns(metric: Metric) -> tuple[tuple[str, Literal["left", "right"]], ...]:
+    """(heading, side) of a trial's cells."""
+    return (
+        ("trial", "left"),
+        ("state", "left"),
+        ("rung", "right"),
+        (metric_text.name(metric), "right"),
+        ("params", "right"),
+        ("memory", "right"),
+        ("choices", "left"),
+    )
 
 
 def row(record: TrialRecord, config: SweepConfig) -> tuple[str, ...]:
-    """A trial's cells, in the order of COLUMNS."""
+    """A trial's cells, in the order of `columns`; a baseline says what it is before its choices."""
     last = record.last
     rung = f"{last.steps if last else 0}/{config.training.max_steps}"
-    choices = " ".join(f"{name}={param_text(value)}" for name, value in record.spec.params)
+    if record.spec.baseline is Baseline.ZERO_SHOT:
+        rung = "0"
+    baseline = [str(record.spec.baseline)] if record.spec.baseline else []
+    choices = " ".join([*baseline, *(f"{name}={param_text(value)}" for name, value in record.spec.params)])
+    number = f"baseline {-record.number}" if record.spec.baseline else str(record.number)
     state = record.outcome.reason if record.outcome and record.outcome.reason else record.state
     if last is None:
-        return (str(record.number), str(state), rung, "", "", "", choices)
+        return (number, str(state), rung, "", "", "", choices)
+    result = metric_text.text(config.metric, last.accuracy)
     memory = f"{last.peak_memory_bytes / GIB:.3f} GiB"
-    return (str(record.number), str(state), rung, f"{last.accuracy:.1%}", f"{last.trainable_params:,}", memory, choices)
+    return (number, str(state), rung, result, f"{last.trainable_params:,}", memory, choices)
 
 
-def visible(records: Sequence[TrialRecord], *, rows: int) -> list[TrialRecord]:
-    """The trials worth a row: running ones first, then by accuracy."""
+def visible(records: Sequence[TrialRecord], metric: Metric, *, rows: int) -> list[TrialRecord]:
+    """The trials and baselines worth a row: running ones first, then finished ones, the best first."""
+
+    def place(record: TrialRecord) -> tuple[bool, float]:
+        if record.last is None:
+            return record.state is not TrialState.COMPLETE, math.inf
+        value = record.last.accuracy
+        return record.state is not TrialState.COMPLETE, -value if metric.is_maximized else value
+
     running = [record for record in records if record.state is TrialState.RUNNING]
     ended = [record for record in records if record.state is not TrialState.RUNNING]
-    ended.sort(
-        key=lambda record: (record.state is not TrialState.COMPLETE, -(record.last.accuracy if record.last else 0))
-    )
-    return [*running, *ended][:rows]
+    return [*running, *sorted(ended, key=place)][:rows]
 
 
 def tally(records: Sequence[TrialRecord], config: SweepConfig) -> str:
-    """How many trials have ended, of how many."""
-    ended = sum(record.state is not TrialState.RUNNING for record in records)
+    """How many trials of the search have ended, of how many."""
+    ended = sum(record.state is not TrialState.RUNNING and record.spec.baseline is None for record in records)
     return f"{ended}/{config.search.num_trials} trials"
 
 

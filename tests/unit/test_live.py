@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 
-from tests.builders import make_config, make_inspection, make_record
+from tests.builders import make_config, make_inspection, make_record, make_spec
 from tuner.live import LiveView, PlainView, Progress, clock_time, row, steps_to_come, visible
-from tuner.trial import TrialState
+from tuner.trial import Baseline, Metric, TrialState
 
 CONFIG = make_config()  # 4 trials of 120 steps
 
@@ -48,7 +48,7 @@ def test_running_trials_come_first_then_the_best_finished_ones() -> None:
         make_record(3, TrialState.RUNNING),
     ]
 
-    assert [record.number for record in visible(records, rows=3)] == [3, 1, 0]
+    assert [record.number for record in visible(records, Metric.ACCURACY, rows=3)] == [3, 1, 0]
 
 
 def test_plain_lines_tell_each_change_once() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import struct
@@ -15,16 +17,20 @@ import pytest
 from plotly import graph_objects
 
 from tests.builders import MIB, make_config, make_inspection, make_metrics, make_record, make_spec
+from tuner import metric_text
+from tuner.exporting import is_as_reported
 from tuner.report import write_report
+from tuner.report.axes import clipped, log_ticks, stretched
 from tuner.report.data import ReportData, Standing, build_report_data
-from tuner.report.figures import curve_figures, front_figures, param_figures
+from tuner.report.figures import curve_figures, front_figures, hover, param_figures
 from tuner.report.labels import Font, place_labels
 from tuner.report.page import build_cards, export_command, report_html
 from tuner.report.picture import front_png
+from tuner.report.settings import settings
 from tuner.report.tables import front_csv, summary_json, trials_csv
-from tuner.report.views import build_views, log_ticks
+from tuner.report.views import build_views
 from tuner.report.words import dimension_of, duration, headline, short_count
-from tuner.trial import FailReason, MemoryKind, Outcome, TrialRecord, TrialState
+from tuner.trial import Baseline, FailReason, MemoryKind, Metric, Outcome, TrialRecord, TrialState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,10 +73,44 @@ def small_sweep() -> list[TrialRecord]:
     ]
 
 
+def four_baselines() -> list[TrialRecord]:
+    """Zero-shot far worse than any trial, full fine-tuning far dearer, the other two near the small sweep's front."""
+    changes: dict[Baseline, dict[str, float]] = {
+        Baseline.ZERO_SHOT: {"accuracy": 0.05, "trainable_params": 0, "steps": 0},
+        Baseline.HEAD_ONLY: {"accuracy": 0.75, "trainable_params": 500},
+        Baseline.FULL: {"accuracy": 0.88, "trainable_params": 22_700_000, "peak_memory_bytes": 400 * MIB},
+        Baseline.UNQUANTIZED_LORA: {"accuracy": 0.85, "trainable_params": 20_000},
+    }
+    return [
+        make_record(-place, spec=make_spec(-place, baseline=kind, lora=None, params=()), **values)
+        for place, (kind, values) in enumerate(changes.items(), start=1)
+    ]
+
+
+def lm_config(metric: str = "exact_match", **sections: object) -> SweepConfig:
+    """A small sweep of a causal language model."""
+    training = {"task": "causal-lm", "max_steps": 120}
+    return make_config(**{"objectives": {"accuracy": metric}, "training": training} | sections)
+
+
+def scored(number: int, perplexity: float, params: int, state: TrialState = COMPLETE) -> TrialRecord:
+    """A trial of a sweep for perplexity."""
+    spec = make_spec(number, params=sampled(number))
+    return make_record(number, state, spec=spec, accuracy=perplexity, standard_error=0.1, trainable_params=params)
+
+
 def build(
     records: Sequence[TrialRecord], config: SweepConfig | None = None, folder: str = "reports/small"
 ) -> ReportData:
     return build_report_data(config or make_config(), make_inspection(), records, folder=folder, version="1.2.3")
+
+
+def read(table: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(table)))
+
+
+def spaces(text: str) -> str:
+    return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 class Page(HTMLParser):
@@ -142,6 +182,35 @@ def test_another_kind_of_memory_in_a_pruned_trial_is_refused_too() -> None:
         build(records)
 
 
+def test_a_baseline_is_neither_on_the_front_nor_counted_among_the_trials() -> None:
+    data = build([*four_baselines(), *small_sweep()])
+
+    assert [row.number for row in data.front] == [0, 1, 3]
+    assert [row.mark for row in data.rows] == ["0", "1", "2", "3", "4", "5", "B1", "B2", "B3", "B4"]
+    assert {row.standing for row in data.baselines} == {Standing.BASELINE}
+    assert sum(data.num_by_state.values()) == 6
+
+
+def test_baselines_stay_out_of_the_steps_saved_and_have_a_budget_of_their_own() -> None:
+    alone, beside = build(small_sweep()), build([*small_sweep(), *four_baselines()])
+
+    assert beside.budget == alone.budget
+    assert beside.baseline_budget.steps == 3 * 120
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("exact_match", ["Knee of the front", "Best exact match", "Cheapest within 1 point of the best"]),
+        ("perplexity", ["Knee of the front", "Lowest perplexity", "Cheapest within 0.1 of the best"]),
+    ],
+)
+def test_the_picks_are_called_after_the_metric(metric: str, words: list[str]) -> None:
+    data = build([scored(0, 3.5, 10), scored(1, 1.0, 1_000)], lm_config(metric))
+
+    assert [pick.words for pick in data.picks] == words
+
+
 # Tables
 
 
@@ -149,10 +218,10 @@ def test_trials_csv_is_exactly_this() -> None:
     records = [finished(0, 0.845, 1_000), failed(1)]
 
     assert trials_csv(build(records)) == (
-        "number,state,steps,accuracy,loss,trainable_params,peak_memory_gib,memory_kind,train_s,seed,"
-        "r,learning_rate,reason\n"
-        "0,COMPLETE,120,0.845,0.6,1000,0.097656,measured: CPU allocated,30.0,0,8,0.001,\n"
-        "1,FAIL,,,,,,,,0,8,0.001,out of memory\n"
+        "number,state,baseline,steps,accuracy,standard_error,loss,trainable_params,peak_memory_gib,memory_kind,train_s,"
+        "seed,r,learning_rate,reason\n"
+        "0,COMPLETE,,120,0.845,0.018095,0.6,1000,0.097656,measured: CPU allocated,30.0,0,8,0.001,\n"
+        "1,FAIL,,,,,,,,,,0,8,0.001,out of memory\n"
     )
 
 
@@ -172,19 +241,21 @@ def test_a_parameter_that_was_not_sampled_is_an_empty_cell() -> None:
 
 
 def test_accuracy_survives_the_csv_unrounded() -> None:
-    (_, line) = front_csv(build([finished(0, 1 / 3, 10)])).splitlines()
+    (row,) = read(front_csv(build([finished(0, 1 / 3, 10)])))
 
-    assert float(line.split(",")[3]) == 1 / 3
+    assert float(row["accuracy"]) == 1 / 3
 
 
 def test_summary_json_holds_the_sweep_in_numbers() -> None:
     assert json.loads(summary_json(build(small_sweep()))) == {
         "name": "small",
         "tuner_version": "1.2.3",
+        "metric": "accuracy",
         "objectives": ["accuracy", "trainable_params", "peak_memory_gib"],
         "states": {"RUNNING": 0, "COMPLETE": 4, "PRUNED": 1, "FAIL": 1},
         "front": [0, 1, 3],
         "picks": {"knee": 1, "most-accurate": 3, "cheapest-within:0.01": 1},
+        "baselines": [],
         "steps": {"spent": 510, "without_pruning": 600},
         "memory_kind": "measured: CPU allocated",
         "num_validation": 400,
@@ -192,14 +263,43 @@ def test_summary_json_holds_the_sweep_in_numbers() -> None:
     }
 
 
+def test_the_tables_name_the_metric_and_the_tasks_others() -> None:
+    others = (("token_accuracy", 0.9), ("perplexity", 3.5))
+
+    (row,) = read(trials_csv(build([make_record(0, accuracy=0.5, others=others)], lm_config())))
+
+    assert "accuracy" not in row
+    assert (row["exact_match"], row["token_accuracy"], row["perplexity"]) == ("0.5", "0.9", "3.5")
+
+
+def test_a_metric_that_one_trial_did_not_report_is_an_empty_cell() -> None:
+    records = [make_record(0, others=(("macro_f1", 0.5),)), make_record(1), failed(2)]
+
+    assert [row["macro_f1"] for row in read(trials_csv(build(records)))] == ["0.5", "", ""]
+
+
+def test_trials_csv_names_the_baselines_after_the_trials() -> None:
+    rows = read(trials_csv(build([*four_baselines(), finished(0, 0.8, 10)])))
+
+    assert [row["number"] for row in rows] == ["0", "-1", "-2", "-3", "-4"]
+    assert [row["baseline"] for row in rows] == ["", *Baseline]
+
+
+def test_summary_json_lists_the_baselines_with_their_results() -> None:
+    zero_shot, _, full, _ = json.loads(summary_json(build([*small_sweep(), *four_baselines()])))["baselines"]
+
+    assert (zero_shot["kind"], zero_shot["steps"], zero_shot["learning_rate"]) == ("zero-shot", 0, None)
+    assert (full["number"], full["accuracy"], full["trainable_params"]) == (-3, 0.88, 22_700_000)
+
+
 # Words
 
 
 def test_the_headline_weighs_the_best_against_the_cheapest_near_it() -> None:
-    assert headline(build(small_sweep())).replace("\N{NO-BREAK SPACE}", " ") == (
-        "Trial 3 is the most accurate: 85.0% ± 1.8. "
+    assert spaces(headline(build(small_sweep()))) == (
+        "Trial 3 has the best accuracy: 85.0% ± 1.8. "
         "Trial 1 reaches 84.5% with 4.0 times fewer trainable parameters and the same peak memory. "
-        "The 0.5 points between the two are within the noise of 400 validation examples."
+        "The two are 0.5 points apart, which is within the noise of 400 validation examples."
     )
 
 
@@ -224,6 +324,32 @@ def test_the_headline_names_no_second_trial_where_none_is_close() -> None:
     text = headline(build([finished(0, 0.5, 1_000), finished(1, 0.85, 10_000)]))
 
     assert text.endswith("No cheaper trial on the front comes within 1 point of it.")
+
+
+def test_the_headline_of_a_perplexity_sweep_says_that_lower_is_better_and_no_points() -> None:
+    text = headline(
+        build([scored(0, 3.45, 1_000), scored(1, 3.4, 4_000), scored(2, 9.0, 500)], lm_config("perplexity"))
+    )
+
+    assert spaces(text) == (
+        "Trial 1 has the lowest perplexity: 3.40 ± 0.10 (lower is better). "
+        "Trial 0 reaches 3.45 with 4.0 times fewer trainable parameters and the same peak memory. "
+        "The two are 0.050 apart, which is within the noise of 400 validation examples."
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "error", "text"),
+    [
+        (Metric.EXACT_MATCH, 0.845, 0.018, "84.5% ± 1.8"),
+        (Metric.PERPLEXITY, 3.4159, 0.134, "3.42 ± 0.13"),
+        (Metric.PERPLEXITY, 9.999, 0.0041, "10.0 ± 0.0041"),
+        (Metric.PERPLEXITY, 1_234.5, 88.8, "1,234 ± 89"),
+        (Metric.PERPLEXITY, math.inf, math.nan, "inf ± nan"),
+    ],
+)
+def test_a_result_is_told_by_its_metrics_kind(metric: Metric, value: float, error: float, text: str) -> None:
+    assert spaces(metric_text.text_with_error(metric, value, error)) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(59.6, "60 s"), (600, "10 min"), (9_000, "2.5 h")])
@@ -251,6 +377,58 @@ def test_the_stepped_line_is_the_best_accuracy_within_a_cost() -> None:
     assert view.line[-1] == (view.x_span[1], 75)
 
 
+def test_the_stepped_line_of_perplexity_is_the_lowest_within_a_cost() -> None:
+    records = [scored(0, 5.0, 10), scored(1, 3.0, 100), scored(2, 4.0, 1_000)]
+
+    view, _ = build_views(build(records, lm_config("perplexity")))
+
+    assert view.line[:-1] == ((10, 5), (100, 5), (100, 3))
+    assert view.line[-1] == (view.x_span[1], 3)
+    assert view.corners[0] == (-1, -1)
+
+
+def test_a_perplexity_far_above_the_front_is_counted_instead_of_squeezing_it() -> None:
+    records = [scored(0, 3.5, 10), scored(1, 3.0, 100), scored(2, 900.0, 10, PRUNED), scored(3, math.inf, 10, PRUNED)]
+
+    view, _ = build_views(build(records, lm_config("perplexity")))
+
+    assert view.y_span[1] < 5
+    assert view.beyond == "1 more above this axis"
+
+
+def test_a_baseline_far_from_the_front_is_drawn_at_the_edge_and_told_in_words() -> None:
+    alone, _ = build_views(build(small_sweep()))
+    view, _ = build_views(build([*small_sweep(), *four_baselines()]))
+
+    zero_shot, _, full, _ = view.of(Standing.BASELINE)
+    assert view.x_span[0] < zero_shot.x < alone.x_span[0] * 1.3
+    assert alone.x_span[1] * 0.7 < full.x < view.x_span[1]
+    assert view.at_edge == "Drawn at the edge: B1 (0 parameters, 5.0%), B3 (22.7M parameters, 88.0%)"
+
+
+def test_a_baseline_near_the_front_makes_the_axis_a_little_longer() -> None:
+    alone, _ = build_views(build(small_sweep()))
+    view, _ = build_views(build([*small_sweep(), *four_baselines()]))
+
+    head_only = view.of(Standing.BASELINE)[1]
+    assert (head_only.x, head_only.note) == (500, "")
+    assert view.x_span[0] < 500 < alone.x_span[0]
+
+
+def test_baselines_alone_get_axes_of_their_own() -> None:
+    view, _ = build_views(build(four_baselines()))
+
+    assert view.x_span[0] < 500
+    assert view.x_span[1] > 22_700_000
+    assert view.line == ()
+
+
+def test_an_axis_grows_for_near_values_only() -> None:
+    assert stretched((0.0, 100.0), [50.0, 110.0, 1_000.0]) == (0.0, 113.0)
+    assert stretched((10.0, 1_000.0), [0.0], is_log=True) == (10.0, 1_000.0)
+    assert clipped(1_000.0, (0.0, 100.0)) == 97.0
+
+
 def test_a_cost_that_is_no_objective_gets_points_but_no_line() -> None:
     config = make_config(objectives={"memory": False})
 
@@ -261,10 +439,10 @@ def test_a_cost_that_is_no_objective_gets_points_but_no_line() -> None:
     assert memory.title.endswith("(not an objective of this sweep)")
 
 
-def test_error_bars_are_one_binomial_standard_error() -> None:
-    view, _ = build_views(build([finished(0, 0.8, 10)]))
+def test_error_bars_are_one_standard_error_in_points() -> None:
+    view, _ = build_views(build([make_record(0, standard_error=0.02)]))
 
-    assert view.points[0].error == pytest.approx(100 * math.sqrt(0.8 * 0.2 / 400))
+    assert view.points[0].error == pytest.approx(2.0)
 
 
 def test_a_trial_far_below_the_front_is_counted_instead_of_squeezing_it() -> None:
@@ -273,7 +451,7 @@ def test_a_trial_far_below_the_front_is_counted_instead_of_squeezing_it() -> Non
     view, _ = build_views(build([finished(0, 0.80, 10), finished(1, 0.85, 100), collapsed]))
 
     assert view.y_span[0] > 70
-    assert view.num_below == 1
+    assert view.beyond == "1 more below this axis"
 
 
 @pytest.mark.parametrize(
@@ -315,6 +493,121 @@ def test_plotly_accepts_every_figure() -> None:
 
     for figure in (*front_figures(data), *curve_figures(data), *param_figures(data)):
         graph_objects.Figure(figure.plotly)
+
+
+def test_plotly_accepts_every_figure_with_baselines_and_perplexity() -> None:
+    records = [scored(0, 3.5, 10), scored(1, 3.0, 100), *(replace(record, curve=()) for record in four_baselines()[:1])]
+    data = build([*records, *four_baselines()[1:], scored(2, math.inf, 10, PRUNED)], lm_config("perplexity"))
+
+    for figure in (*front_figures(data), *curve_figures(data), *param_figures(data)):
+        graph_objects.Figure(figure.plotly)
+        json.dumps(figure.plotly, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("metric", "axis"),
+    [("exact_match", "Validation exact match (%)"), ("perplexity", "Validation perplexity (lower is better)")],
+)
+def test_every_figure_names_the_metric(metric: str, axis: str) -> None:
+    data = build([scored(0, 1.0, 10)], lm_config(metric))
+
+    curve, _ = curve_figures(data)
+
+    assert {figure.plotly["layout"]["yaxis"]["title"]["text"] for figure in front_figures(data)} == {axis}
+    assert curve.plotly["layout"]["yaxis"]["title"]["text"] == axis
+    assert param_figures(data)[0].plotly["layout"]["yaxis"]["title"]["text"] == axis
+
+
+def test_hovering_tells_the_metric_and_the_tasks_others() -> None:
+    record = make_record(0, accuracy=0.5, others=(("perplexity", 3.456),))
+
+    text = spaces(hover(data := build([record], lm_config()), data.rows[0]))
+
+    assert "exact match 50.0% ± 2.5" in text
+    assert "perplexity 3.46" in text
+
+
+def test_baselines_are_diamonds_in_the_front_figures_and_left_out_of_the_settings_figures() -> None:
+    data = build([*small_sweep(), *four_baselines()])
+
+    front, _ = front_figures(data)
+    (diamonds,) = [trace for trace in front.plotly["data"] if trace.get("name") == "baseline"]
+    assert (diamonds["marker"]["symbol"], len(diamonds["x"])) == ("diamond-open", 4)
+    for figure in param_figures(data):
+        assert sum(len(trace["x"]) for trace in figure.plotly["data"]) == 5
+
+
+def test_the_page_of_four_baselines_has_a_table_of_them_and_marks_them_among_the_trials() -> None:
+    page = Page(report_html(build([*small_sweep(), *four_baselines()])))
+
+    text = " ".join(page.text.split())
+    assert "Baselines What else these data and steps give" in text
+    assert "B1 zero-shot · B2 head only · B3 full fine-tuning · B4 LoRA without quantization" in text
+    assert "They took 360 steps and 2 min of their own." in text
+    assert page.tags.count("table") == 2
+
+
+def test_a_report_without_baselines_says_nothing_of_them() -> None:
+    assert "aseline" not in Page(report_html(build(small_sweep()))).text
+
+
+def test_a_baseline_that_failed_is_among_the_failed_ones() -> None:
+    spec = make_spec(-1, baseline=Baseline.FULL, lora=None, params=())
+
+    data = build([finished(0, 0.8, 10), replace(failed(-1, detail="too large"), spec=spec)])
+
+    assert "Baseline 1 (full fine-tuning) out of memory, before its first evaluation" in Page(report_html(data)).text
+    assert build_views(data)[0].of(Standing.BASELINE) == ()
+
+
+def test_the_page_of_a_language_model_names_its_metric_and_no_classes() -> None:
+    data = build([make_record(0, accuracy=0.612)], lm_config())
+
+    text = Page(report_html(data)).text
+    assert "validation exact match" in text
+    assert "Exact match (%)" in text
+    assert "ccuracy" not in text
+    assert "Most frequent completion" in dict(settings(data))
+    assert not [name for name, _ in settings(data) if name.startswith("Classes")]
+
+
+@pytest.mark.parametrize(
+    ("quantization", "words"),
+    [("nf4", "NF4 (QLoRA)"), ("fp4", "FP4 (QLoRA)"), ("int8", "8-bit integers"), ("none", "not quantized (LoRA)")],
+)
+def test_the_settings_say_how_the_base_is_stored(quantization: str, words: str) -> None:
+    config = make_config(model={"name": "org/tiny", "quantization": quantization})
+
+    assert words in dict(settings(build([], config)))["Base model"]
+
+
+def test_the_settings_tell_how_examples_are_batched_and_which_were_left_out() -> None:
+    training = {
+        "task": "causal-lm",
+        "max_steps": 120,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 8,
+        "packing": True,
+    }
+    config = lm_config(training=training, data={"name": "org/intents", "subset": "en", "validation": 400})
+    inspection = make_inspection(num_duplicates=1_024, num_too_long=3)
+
+    told = dict(settings(build_report_data(config, inspection, [], folder="x", version="1")))
+
+    assert told["Training"] == "120 steps of 8 x 4 examples (gradient accumulation), short ones packed into rows"
+    assert told["Examples left out"] == "1,024 whose input came before, 3 longer than 128 tokens"
+    assert told["Data"] == "org/intents, subset en (hub)"
+    assert told["Optimizer"] == "AdamW"
+
+
+def test_a_searched_switch_gets_a_figure_with_both_its_values() -> None:
+    space = make_config().search.space.model_dump() | {"use_rslora": {"choices": [False, True]}}
+    config = make_config(search={"num_trials": 1, "space": space})
+    spec = make_spec(0, params=(("use_rslora", True),))
+
+    figures = {figure.title: figure for figure in param_figures(build([make_record(0, spec=spec)], config))}
+
+    assert figures["Accuracy against use_rslora"].plotly["layout"]["xaxis"]["ticktext"] == ["false", "true"]
 
 
 def test_a_trial_chosen_by_two_rules_gets_one_card() -> None:
@@ -361,12 +654,6 @@ def test_markup_in_a_name_can_not_leave_the_figures() -> None:
     assert "</script><b>" not in report_html(build([make_record(0, spec=spec)], config))
 
 
-def test_a_head_without_adapter_is_named_as_such() -> None:
-    assert "the classification head alone" in report_html(
-        build([make_record(0, spec=make_spec(0, lora=None, params=()))])
-    )
-
-
 def test_a_loss_that_is_not_finite_leaves_valid_json_for_the_plots() -> None:
     html = report_html(build([make_record(0, FAIL, loss=math.nan)]))
 
@@ -389,13 +676,27 @@ def test_the_picture_has_its_size_and_is_the_same_each_time() -> None:
     assert first == second
 
 
+def test_the_picture_is_drawn_with_baselines_and_for_perplexity() -> None:
+    assert size_of(front_png(build([*small_sweep(), *four_baselines()]))) == (1600, 700)
+    assert size_of(front_png(build([scored(0, 3.5, 10), scored(1, 3.0, 99)], lm_config("perplexity")))) == (1600, 700)
+
+
 # Files
 
 
 @pytest.mark.parametrize(
     "records",
-    [[], [failed(0)], [make_record(0, RUNNING, curve=())], [make_record(0, PRUNED)], small_sweep()],
-    ids=["none", "failed", "running", "pruned", "small sweep"],
+    [
+        [],
+        [failed(0)],
+        [make_record(0, RUNNING, curve=())],
+        [make_record(0, PRUNED)],
+        small_sweep(),
+        four_baselines(),
+        four_baselines()[:1],
+        [*small_sweep(), *four_baselines()],
+    ],
+    ids=["none", "failed", "running", "pruned", "small sweep", "baselines", "zero-shot", "baselines and small sweep"],
 )
 def test_all_files_are_written_whatever_the_trials_came_to(tmp_path: Path, records: list[TrialRecord]) -> None:
     paths = write_report(tmp_path, make_config(), make_inspection(), records)
@@ -403,6 +704,22 @@ def test_all_files_are_written_whatever_the_trials_came_to(tmp_path: Path, recor
     assert paths == tuple(tmp_path / name for name in FILES)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
     assert all(path.stat().st_size > 0 for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("metric", "scored", "reported", "is_near"),
+    [
+        (Metric.EXACT_MATCH, 0.61, 0.605, True),
+        (Metric.EXACT_MATCH, 0.62, 0.605, False),
+        (Metric.PERPLEXITY, 30.2, 30.0, True),
+        (Metric.PERPLEXITY, 1.05, 1.03, False),
+        (Metric.PERPLEXITY, math.nan, 3.0, False),
+    ],
+)
+def test_an_export_may_score_a_point_or_a_hundredth_of_a_perplexity_otherwise(
+    metric: Metric, scored: float, reported: float, is_near: bool
+) -> None:
+    assert is_as_reported(metric, scored, reported) is is_near
 
 
 def test_a_report_that_can_not_be_built_leaves_the_old_one_whole(tmp_path: Path) -> None:

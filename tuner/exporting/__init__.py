@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuner import metric_text
 from tuner.errors import ExportError, FolderError, PickError
 from tuner.exporting.card import model_card
 from tuner.folder import SweepFolder, require_empty
@@ -22,13 +23,14 @@ from tuner.front import Pick
 from tuner.sweep import Sweep, load
 
 if TYPE_CHECKING:
-    from tuner.trial import Metrics, TrialRecord
+    from tuner.trial import Metric, Metrics, TrialRecord
 
 VERIFIER = "tuner.worker.verification:verify_adapter"
 """Dotted, so that this room does not import torch."""
 
 TOLERANCE = 0.01
-"""Largest difference in accuracy between report and exported adapter: another device rounds otherwise."""
+"""Largest difference between report and exported adapter, since another device rounds otherwise: a point for shares, one
+per cent for perplexity."""
 
 PACKAGES = ("tuner", "torch", "transformers", "peft", "bitsandbytes", "optuna", "ray")
 
@@ -42,7 +44,9 @@ class Exported:
     number: int
     """The trial."""
     accuracy: float
-    """On the validation data, measured anew with the copy."""
+    """The sweep's metric on the validation data, measured anew with the copy."""
+    score: str
+    """The same in words: `exact match 61.2%`, `perplexity 3.42`."""
 
 
 def export(folder: Path | str, *, to: Path | str, pick: str = "knee") -> Exported:
@@ -75,7 +79,8 @@ def export(folder: Path | str, *, to: Path | str, pick: str = "knee") -> Exporte
         raise FolderError(msg) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Exported(folder=target, number=record.number, accuracy=accuracy)
+    score = f"{metric_text.name(sweep.config.metric)} {metric_text.text(sweep.config.metric, accuracy)}"
+    return Exported(folder=target, number=record.number, accuracy=accuracy, score=score)
 
 
 def _fill(partial: Path, adapter: Path, sweep: Sweep, record: TrialRecord, pick: str) -> float:
@@ -95,10 +100,18 @@ def _verified(adapter: Path, sweep: Sweep, reported: Metrics) -> float:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         msg = f"the exported adapter does not load: {error}"
         raise ExportError(msg) from error
-    if abs(scored.accuracy - reported.accuracy) > TOLERANCE:
-        msg = f"the exported adapter scores {scored.accuracy:.4f}, the report says {reported.accuracy:.4f}"
+    accuracy, metric = float(scored.accuracy), sweep.config.metric
+    if not is_as_reported(metric, accuracy, reported.accuracy):
+        said = f"{accuracy:.4f}, the report says {reported.accuracy:.4f}"
+        msg = f"the exported adapter scores {metric_text.name(metric)} {said}"
         raise ExportError(msg)
-    return float(scored.accuracy)
+    return accuracy
+
+
+def is_as_reported(metric: Metric, scored: float, reported: float) -> bool:
+    """Whether an adapter scores what the report says of it, as near as another device comes; NaN is never near."""
+    scale = 1.0 if metric.is_share else abs(reported)
+    return abs(scored - reported) <= TOLERANCE * scale
 
 
 def _provenance(adapter: Path, sweep: Sweep, record: TrialRecord, pick: str) -> dict[str, Any]:
@@ -108,7 +121,13 @@ def _provenance(adapter: Path, sweep: Sweep, record: TrialRecord, pick: str) -> 
         "trial": dataclasses.asdict(record.spec),
         "metrics": dataclasses.asdict(record.last) if record.last else None,
         "model": sweep.config.model.model_dump(mode="json"),
-        "data": {"path": sweep.config.data.path, "fingerprint_sha256": sweep.inspection.data_fingerprint},
+        "data": {
+            "path": sweep.config.data.path,
+            "name": sweep.config.data.name,
+            "subset": sweep.config.data.subset,
+            "revision": sweep.config.data.revision,
+            "fingerprint_sha256": sweep.inspection.data_fingerprint,
+        },
         "training": sweep.config.training.model_dump(mode="json"),
         "versions": {package: metadata.version(package) for package in PACKAGES},
         "files_sha256": {

@@ -7,20 +7,17 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tuner import metric_text
 from tuner.front import Objective, Pick, front, objectives_of
-from tuner.trial import Inspection, MemoryKind, Metrics, ParamValue, TrialRecord, TrialState
+from tuner.trial import Baseline, Inspection, MemoryKind, Metric, Metrics, ParamValue, TrialRecord, TrialState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tuner.config import SweepConfig
 
-PICKS = (
-    ("knee", "Knee of the front"),
-    ("most-accurate", "Most accurate"),
-    ("cheapest-within:0.01", "Cheapest within 1 point of the best"),
-)
-"""(rule, words for it) of the trials that a report recommends."""
+NEAR_SHARE, NEAR_PERPLEXITY = 0.01, 0.1
+"""How far from the best a cheaper trial may be, in the metric's unit."""
 
 
 class Standing(enum.StrEnum):
@@ -31,6 +28,7 @@ class Standing(enum.StrEnum):
     STOPPED = "stopped early"
     FAILED = "failed"
     RUNNING = "running"
+    BASELINE = "baseline"
 
 
 STANDINGS = {
@@ -48,12 +46,28 @@ class Row:
     record: TrialRecord
     """All that the study knows of it."""
     standing: Standing
-    """FRONT where it is on the front, else after its state."""
+    """FRONT where it is on the front, BASELINE for every baseline, else after its state."""
 
     @property
     def number(self) -> int:
-        """Optuna's trial number."""
+        """Optuna's trial number; below 0 for baselines."""
         return self.record.number
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """What the baseline is; None for a trial of the search."""
+        return self.record.spec.baseline
+
+    @property
+    def mark(self) -> str:
+        """The shortest name, for plots and tables: `7`, or `B1` for a baseline."""
+        return f"B{-self.number}" if self.baseline else str(self.number)
+
+    @property
+    def label(self) -> str:
+        """Its name at the start of a line: `Trial 7`, or `Baseline 1 (full fine-tuning)`."""
+        words = self.record.spec.label
+        return words[0].upper() + words[1:]
 
     @property
     def last(self) -> Metrics | None:
@@ -91,7 +105,7 @@ class PickedRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """What the sweep cost."""
+    """What some trials cost."""
 
     steps: int
     """Optimizer steps up to the last rung that each trial reported."""
@@ -119,26 +133,55 @@ class ReportData:
     version: str
     """tuner's."""
     rows: tuple[Row, ...]
-    """Every trial, by number."""
+    """Every trial by number, then the baselines."""
     front: tuple[Row, ...]
     """Those on the front, cheapest first."""
     picks: tuple[PickedRow, ...]
-    """One per rule of `PICKS`; empty without a front."""
+    """One per rule of `pick_rules`; empty without a front."""
     objectives: tuple[Objective, ...]
-    """What the front weighs; accuracy first."""
+    """What the front weighs; the metric first."""
     memory_kind: MemoryKind | None
     """How the peaks were found; None before any trial reported."""
+    peak_memory_bytes: int
+    """The largest peak of all trials and baselines; 0 before any reported."""
     budget: Budget
-    """What the sweep cost."""
+    """What the search cost."""
+    baseline_budget: Budget
+    """What the baselines cost beside it."""
+
+    @property
+    def metric(self) -> Metric:
+        """What `Metrics.accuracy` holds."""
+        return self.config.metric
+
+    @property
+    def others(self) -> tuple[Metric, ...]:
+        """The task's other metrics, as far as trials reported them."""
+        return tuple(dict.fromkeys(Metric(name) for row in self.rows if row.last for name, _ in row.last.others))
+
+    @property
+    def trials(self) -> tuple[Row, ...]:
+        """The trials of the search, by number."""
+        return tuple(row for row in self.rows if not row.baseline)
+
+    @property
+    def baselines(self) -> tuple[Row, ...]:
+        """The baselines, in the order in which they ran."""
+        return tuple(row for row in self.rows if row.baseline)
+
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        """The trials and baselines that failed."""
+        return tuple(row for row in self.rows if row.record.state is TrialState.FAIL)
 
     @property
     def num_by_state(self) -> dict[TrialState, int]:
-        """How many trials are in each state, zeros included."""
-        counts = Counter(row.record.state for row in self.rows)
+        """How many trials of the search are in each state, zeros included."""
+        counts = Counter(row.record.state for row in self.trials)
         return {state: counts[state] for state in TrialState}
 
     def rows_of(self, *standings: Standing) -> tuple[Row, ...]:
-        """The trials of these standings, by number."""
+        """The trials of these standings, in the order of `rows`."""
         return tuple(row for row in self.rows if row.standing in standings)
 
 
@@ -150,7 +193,7 @@ def build_report_data(
     Args:
         config: The sweep.
         inspection: What a worker found in the data.
-        records: Every trial of the study, in any order.
+        records: Every trial and baseline of the study, in any order.
         folder: The sweep's folder, as a command would name it.
         version: tuner's.
 
@@ -160,7 +203,7 @@ def build_report_data(
     objectives = objectives_of(config)
     best = front(records, objectives)
     on_front = {record.number for record in best}
-    rows = tuple(_row(record, on_front) for record in sorted(records, key=lambda record: record.number))
+    rows = tuple(_row(record, on_front) for record in sorted(records, key=_place))
     by_number = {row.number: row for row in rows}
     return ReportData(
         config=config,
@@ -169,24 +212,48 @@ def build_report_data(
         version=version,
         rows=rows,
         front=tuple(by_number[record.number] for record in best),
-        picks=_picks(best, objectives, by_number),
+        picks=_picks(config.metric, best, objectives, by_number),
         objectives=objectives,
         memory_kind=_memory_kind(records),
-        budget=_budget(records, config.training.max_steps),
+        peak_memory_bytes=max((record.last.peak_memory_bytes for record in records if record.last), default=0),
+        budget=_budget([record for record in records if not record.spec.baseline], config.training.max_steps),
+        baseline_budget=_budget([record for record in records if record.spec.baseline], config.training.max_steps),
     )
 
 
+def near(metric: Metric) -> float:
+    """How far from the best a trial may be to count as close to it, in the metric's unit."""
+    return NEAR_SHARE if metric.is_share else NEAR_PERPLEXITY
+
+
+def pick_rules(metric: Metric) -> tuple[tuple[str, str], ...]:
+    """(rule, words for it) of the trials that a report recommends: the knee, the best, the cheapest near the best."""
+    best, margin = metric_text.best(metric), near(metric)
+    return (
+        ("knee", "Knee of the front"),
+        ("most-accurate", best[0].upper() + best[1:]),
+        (f"cheapest-within:{margin}", f"Cheapest within {metric_text.margin(metric, margin)} of the best"),
+    )
+
+
+def _place(record: TrialRecord) -> tuple[bool, int]:
+    """Sort key: trials by number, then baselines from -1 down."""
+    return record.number < 0, abs(record.number)
+
+
 def _row(record: TrialRecord, on_front: set[int]) -> Row:
+    if record.spec.baseline:
+        return Row(record=record, standing=Standing.BASELINE)
     standing = Standing.FRONT if record.number in on_front else STANDINGS[record.state]
     return Row(record=record, standing=standing)
 
 
 def _picks(
-    best: Sequence[TrialRecord], objectives: Sequence[Objective], by_number: dict[int, Row]
+    metric: Metric, best: Sequence[TrialRecord], objectives: Sequence[Objective], by_number: dict[int, Row]
 ) -> tuple[PickedRow, ...]:
     if not best:
         return ()
-    chosen = ((rule, words, Pick(rule=rule).of(best, objectives)) for rule, words in PICKS)
+    chosen = ((rule, words, Pick(rule=rule).of(best, objectives)) for rule, words in pick_rules(metric))
     return tuple(PickedRow(rule=rule, words=words, row=by_number[record.number]) for rule, words, record in chosen)
 
 

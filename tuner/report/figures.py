@@ -7,13 +7,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tuner import metric_text
 from tuner.config import Range
+from tuner.report.axes import log_ticks, on_scale, padded
 from tuner.report.data import ReportData, Row, Standing
 from tuner.report.labels import Font, Pixel, place_labels
-from tuner.report.views import LEGEND, STYLES, Point, View, build_views, log_ticks, padded
-from tuner.report.words import MemoryUnit, dimension_of, memory_unit, short_count, with_error
+from tuner.report.views import LEGEND, SEARCHED, STYLES, Point, View, build_views
+from tuner.report.words import dimension_of, memory_unit, result, short_count
 from tuner.space import searched_params
-from tuner.trial import param_text
+from tuner.trial import Metric, param_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 Trace = dict[str, Any]
 """One series in Plotly's words."""
+Labels = dict[int, tuple[str, str]]
+"""Trial number -> the text beside its point and its place in Plotly's words."""
 
 GRID = "rgba(128,128,128,0.22)"
 GOLDEN = 0.618
@@ -30,7 +34,8 @@ FONT = Font(digit=7, height=13, gaps=(6,))
 NARROW_PX = (280, 310)
 """Width and height of a plot's inside on a phone."""
 TEXT_POSITIONS = {(-1, 1): "top left", (1, -1): "bottom right", (-1, -1): "bottom left", (1, 1): "top right"}
-LOSS_RATIO_FOR_LOG = 20
+RATIO_FOR_LOG = 20
+"""Losses and perplexities that lie further apart get a logarithmic axis."""
 BACK_TO_FRONT = (Standing.RUNNING, Standing.FAILED, *reversed(LEGEND))
 
 
@@ -48,41 +53,44 @@ class Figure:
 
 def front_figures(data: ReportData) -> tuple[Figure, ...]:
     """The 2-D views of the front; none before a trial is there to show."""
-    unit = memory_unit(data)
-    return tuple(_front_figure(view, unit) for view in build_views(data) if view.points)
+    return tuple(_front_figure(data, view) for view in build_views(data) if view.points)
 
 
 def curve_figures(data: ReportData) -> tuple[Figure, ...]:
-    """Accuracy and loss of every trial over its steps; none before the first report."""
-    unit = memory_unit(data)
+    """Metric and loss of every trial over its steps; none before the first report."""
+    metric = data.metric
     rows = [row for standing in BACK_TO_FRONT for row in data.rows_of(standing) if row.record.curve]
     if not rows:
         return ()
-    accuracies = [_curve(row, [100 * at.accuracy for at in row.record.curve], unit) for row in rows]
-    losses = [_curve(row, [_finite(at.loss) for at in row.record.curve], unit) for row in rows]
+    values = [_curve(data, row, [_on_axis(metric, at) for at in row.record.curve]) for row in rows]
+    losses = [_curve(data, row, [_finite(at.loss) for at in row.record.curve]) for row in rows]
     steps = _axis("Optimizer steps", tickvals=list(data.config.rungs), rangemode="tozero")
-    loss_axis = _axis("Validation loss (nats)", type="log" if _is_wide(losses) else "linear")
+    metric_axis = _axis(metric_text.axis(metric), type="linear" if metric.is_share else _scale_type(values))
+    loss_axis = _axis("Validation loss (nats)", type=_scale_type(losses))
     return (
-        _figure("Accuracy while training", "", accuracies, steps, _axis("Validation accuracy (%)")),
+        _figure(f"{metric_text.title(metric)} while training", "", values, steps, metric_axis),
         _figure("Loss while training", "", losses, steps, loss_axis),
     )
 
 
 def param_figures(data: ReportData) -> tuple[Figure, ...]:
-    """Accuracy against each searched parameter; none before a trial is there to show."""
-    accuracies = [100 * row.last.accuracy for row in data.rows_of(*LEGEND) if row.last]
-    if not accuracies:
+    """The metric against each searched parameter, over the search's trials; none before one is there to show."""
+    values = [_on_axis(data.metric, row.last) for row in data.rows_of(*SEARCHED) if row.last]
+    known = [value for value in values if value is not None]
+    if not known:
         return ()
-    y_axis = _axis("Validation accuracy (%)", range=list(padded(accuracies)))
+    y_axis = _axis(metric_text.axis(data.metric), range=list(padded(known)))
     return tuple(_param_figure(data, name, y_axis) for name in searched_params(data.config.search.space))
 
 
-def _front_figure(view: View, unit: MemoryUnit) -> Figure:
-    traces = [_scatter(view.of(standing), standing, unit) for standing in reversed(LEGEND)]
-    traces[-1] |= {"mode": "markers+text", "cliponaxis": False, **_labels(view)}
+def _front_figure(data: ReportData, view: View) -> Figure:
+    labels = _labels(view)
+    traces = [_scatter(data, view.of(standing), standing, labels) for standing in reversed(LEGEND)]
     x_axis = _log_axis(view.x_span, short_count) if view.is_log else {"range": list(view.x_span)}
-    y_axis = _axis("Validation accuracy (%)", range=list(view.y_span))
-    note = f"{view.num_below} more below this axis: double-click the plot to see all." if view.num_below else ""
+    y_axis = _axis(metric_text.axis(view.metric), range=list(view.y_span))
+    hidden = f"{view.beyond}: double-click the plot to see all." if view.beyond else ""
+    beside = f"{view.at_edge}." if view.at_edge else ""
+    note = " ".join(part for part in (hidden, beside) if part)
     return _figure(view.title, note, [_line(view), *traces], _axis(view.x_label, **x_axis), y_axis)
 
 
@@ -97,10 +105,15 @@ def _line(view: View) -> Trace:
     }
 
 
-def _scatter(points: Sequence[Point], standing: Standing, unit: MemoryUnit) -> Trace:
+def _scatter(data: ReportData, points: Sequence[Point], standing: Standing, labels: Labels) -> Trace:
+    placed = [labels.get(point.row.number, ("", "top left")) for point in points]
     return {
         "type": "scatter",
-        "mode": "markers",
+        "mode": "markers+text" if any(text for text, _ in placed) else "markers",
+        "cliponaxis": standing is not Standing.FRONT,
+        "text": [text for text, _ in placed],
+        "textfont": {"size": FONT_SIZE},
+        "textposition": [position for _, position in placed],
         "name": standing.value,
         "x": [point.x for point in points],
         "y": [point.y for point in points],
@@ -111,29 +124,29 @@ def _scatter(points: Sequence[Point], standing: Standing, unit: MemoryUnit) -> T
             "visible": standing is Standing.FRONT,
         },
         "marker": _marker(standing),
-        "hovertext": [hover(point.row, unit) for point in points],
+        "hovertext": [hover(data, point.row) for point in points],
         "hoverinfo": "text",
     }
 
 
-def _labels(view: View) -> Trace:
-    """Trial numbers beside the front's points, where there is room on the narrowest screen; hovering tells the rest."""
-    points = view.of(Standing.FRONT)
-    texts = [str(point.row.number) for point in points]
-    anchors = _pixels(view, [(point.x, point.y) for point in points])
-    places = place_labels(anchors, texts, FONT, others=_pixels(view, view.obstacles))
+def _labels(view: View) -> Labels:
+    """The marks of front and baselines where there is room on the narrowest screen; hovering tells the rest."""
+    texts = [point.row.mark for point in view.labelled]
+    anchors = _pixels(view, [(point.x, point.y) for point in view.labelled])
+    obstacles = _pixels(view, view.obstacles)
+    places = place_labels(anchors, texts, FONT, others=obstacles, corners=view.corners, frame=(0, 0, *NARROW_PX))
     return {
-        "text": [text if place else "" for text, place in zip(texts, places, strict=True)],
-        "textfont": {"size": FONT_SIZE},
-        "textposition": [TEXT_POSITIONS[place.side, place.level] if place else "top left" for place in places],
+        point.row.number: (text, TEXT_POSITIONS[place.side, place.level])
+        for point, text, place in zip(view.labelled, texts, places, strict=True)
+        if place
     }
 
 
 def _pixels(view: View, places: Sequence[tuple[float, float]]) -> list[Pixel]:
     """Where points lie on the smallest screen that the page is made for."""
-    left, right = _on_axis(view.x_span, is_log=view.is_log)
+    left, right = on_scale(view.x_span, is_log=view.is_log)
     bottom, top = view.y_span
-    across = _on_axis([x for x, _ in places], is_log=view.is_log)
+    across = on_scale([x for x, _ in places], is_log=view.is_log)
     up = [y for _, y in places]
     width, height = NARROW_PX
     return [
@@ -144,53 +157,55 @@ def _pixels(view: View, places: Sequence[tuple[float, float]]) -> list[Pixel]:
 
 def _marker(standing: Standing) -> dict[str, Any]:
     style = STYLES[standing]
-    shape = {"color": style.colour, "size": style.size, "symbol": "circle-open" if style.is_hollow else "circle"}
+    symbol = ("diamond" if style.is_diamond else "circle") + ("-open" if style.is_hollow else "")
+    shape = {"color": style.colour, "size": style.size, "symbol": symbol}
     return shape | {"line": {"width": 1.6}} if style.is_hollow else shape
 
 
-def _curve(row: Row, values: Sequence[float | None], unit: MemoryUnit) -> Trace:
+def _curve(data: ReportData, row: Row, values: Sequence[float | None]) -> Trace:
     is_front = row.standing is Standing.FRONT
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": f"trial {row.number}",
+        "name": row.record.spec.label,
         "x": [at.steps for at in row.record.curve],
         "y": list(values),
         "opacity": 1 if is_front else 0.6,
         "line": {"color": STYLES[row.standing].colour, "width": 2.5 if is_front else 1.3},
         "marker": _marker(row.standing) | {"size": 6 if is_front else 5},
-        "hovertext": [hover(row, unit, at) for at in row.record.curve],
+        "hovertext": [hover(data, row, at) for at in row.record.curve],
         "hoverinfo": "text",
     }
 
 
-def _is_wide(traces: Iterable[Trace]) -> bool:
+def _scale_type(traces: Iterable[Trace]) -> str:
     values = [value for trace in traces for value in trace["y"] if value]
-    return bool(values) and max(values) > LOSS_RATIO_FOR_LOG * min(values)
+    return "log" if values and max(values) > RATIO_FOR_LOG * min(values) else "linear"
 
 
 def _param_figure(data: ReportData, name: str, y_axis: dict[str, Any]) -> Figure:
     dimension = dimension_of(data.config.search.space, name)
     choices: tuple[ParamValue, ...] = () if isinstance(dimension, Range) else tuple(dimension.choices)
-    unit = memory_unit(data)
-    traces = [_param_trace(data.rows_of(standing), name, choices, unit) for standing in reversed(LEGEND)]
+    traces = [_param_trace(data, standing, name, choices) for standing in reversed(SEARCHED)]
     x_axis = _range_axis(dimension) if isinstance(dimension, Range) else _choices_axis(choices)
-    figure = _figure(f"Accuracy against {name}", "", traces, _axis(name, **x_axis), y_axis)
+    title = f"{metric_text.title(data.metric)} against {name}"
+    figure = _figure(title, "", traces, _axis(name, **x_axis), y_axis)
     figure.plotly["layout"]["height"] = 280
     return figure
 
 
-def _param_trace(rows: Sequence[Row], name: str, choices: Sequence[ParamValue], unit: MemoryUnit) -> Trace:
+def _param_trace(data: ReportData, standing: Standing, name: str, choices: Sequence[ParamValue]) -> Trace:
+    rows = data.rows_of(standing)
     sampled = [(row, row.last, row.params[name]) for row in rows if row.last and name in row.params]
-    trace: Trace = {
+    return {
         "type": "scatter",
         "mode": "markers",
         "x": [_beside(choices.index(value), row.number) if choices else value for row, _, value in sampled],
-        "y": [100 * last.accuracy for _, last, _ in sampled],
-        "hovertext": [hover(row, unit) for row, _, _ in sampled],
+        "y": [_on_axis(data.metric, last) for _, last, _ in sampled],
+        "hovertext": [hover(data, row) for row, _, _ in sampled],
         "hoverinfo": "text",
+        "marker": _marker(standing),
     }
-    return trace | {"marker": _marker(rows[0].standing)} if rows else trace
 
 
 def _beside(place: int, number: int) -> float:
@@ -213,30 +228,31 @@ def _log_axis(span: tuple[float, float], text_of: Callable[[float], str]) -> dic
     """Plotly's own logarithmic ticks are bare 2 and 5 between the powers of ten."""
     ticks = log_ticks(span)
     texts = [text_of(tick) for tick in ticks]
-    ends = _on_axis(span, is_log=True)
+    ends = on_scale(span, is_log=True)
     return {"type": "log", "range": ends, "tickvals": [*ticks], "ticktext": texts, "tickangle": 0}
 
 
-def _on_axis(values: Sequence[float], *, is_log: bool) -> list[float]:
-    """Plotly takes the exponents of ten on a logarithmic axis."""
-    return [math.log10(value) for value in values] if is_log else list(values)
-
-
-def hover(row: Row, unit: MemoryUnit, at: Metrics | None = None) -> str:
+def hover(data: ReportData, row: Row, at: Metrics | None = None) -> str:
     """What a trial says under the pointer, in Plotly's small subset of HTML.
 
     Args:
+        data: The report that it belongs to.
         row: The trial.
-        unit: For its peak memory.
         at: The report to tell of; its newest by default.
     """
     at = at or row.last
-    lines = [f"<b>Trial {row.number}</b> {row.standing.value}"]
+    lines = [f"<b>{row.label}</b>{'' if row.baseline else f' {row.standing.value}'}"]
     if at:
-        lines.append(f"accuracy {with_error(at.accuracy, at.standard_error)}, loss {at.loss:.3f}, step {at.steps}")
-        lines.append(f"{short_count(at.trainable_params)} parameters, {unit.text(at)}")
+        lines.append(f"{metric_text.name(data.metric)} {result(data, at)}, loss {at.loss:.3f}, step {at.steps}")
+        others = [(Metric(name), value) for name, value in at.others]
+        lines += [f"{metric_text.name(metric)} {metric_text.text(metric, value)}" for metric, value in others]
+        lines.append(f"{short_count(at.trainable_params)} parameters, {memory_unit(data).text(at)}")
     lines += [f"{html.escape(name)}: {html.escape(param_text(value))}" for name, value in row.params.items()]
     return "<br>".join(lines)
+
+
+def _on_axis(metric: Metric, at: Metrics) -> float | None:
+    return _finite(metric_text.scaled(metric, at.accuracy))
 
 
 def _finite(value: float) -> float | None:

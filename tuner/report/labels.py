@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Pixel = tuple[float, float]
 """x to the right, y upwards."""
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top, in pixels."""
 
-CORNERS = ((-1, 1), (1, -1), (-1, -1), (1, 1))
-"""(-1 left or 1 right, -1 below or 1 above). Upper left first: nothing on a front lies there."""
+Corners = Sequence[tuple[int, int]]
+"""(-1 left or 1 right, -1 below or 1 above)."""
+
+UPPER_LEFT_FIRST: Corners = ((-1, 1), (1, -1), (-1, -1), (1, 1))
+"""Nothing on a front lies to the upper left, where up is good."""
+LOWER_LEFT_FIRST: Corners = ((-1, -1), (1, 1), (-1, 1), (1, -1))
+"""Nothing on a front lies to the lower left, where down is good."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +51,13 @@ class Place:
 
 
 def place_labels(
-    anchors: Sequence[Pixel], texts: Sequence[str], font: Font, *, others: Sequence[Pixel] = ()
+    anchors: Sequence[Pixel],
+    texts: Sequence[str],
+    font: Font,
+    *,
+    others: Sequence[Pixel] = (),
+    corners: Corners = UPPER_LEFT_FIRST,
+    frame: Box = (-math.inf, -math.inf, math.inf, math.inf),
 ) -> tuple[Place | None, ...]:
     """Choose a place for each text.
 
@@ -57,6 +66,8 @@ def place_labels(
         texts: One per point.
         font: Size of the texts.
         others: Points without a text, which no text should cover either.
+        corners: Where a text may stand, the best place first.
+        frame: What no text may reach out of.
 
     Returns:
         One per point; None where every place would cover a point or another text.
@@ -66,16 +77,20 @@ def place_labels(
     places: list[Place | None] = []
     for anchor, text in zip(anchors, texts, strict=True):
         width = font.digit * len(text)
-        place = _first_free(anchor, width, font, taken)
+        boxes = {place: place.box(anchor, width, font.height) for place in _candidates(font, corners)}
+        place = next((place for place, box in boxes.items() if _is_in(box, frame) and not _hits(box, taken)), None)
         places.append(place)
         if place:
-            taken.append(place.box(anchor, width, font.height))
+            taken.append(boxes[place])
     return tuple(places)
 
 
-def _first_free(anchor: Pixel, width: float, font: Font, taken: Sequence[Box]) -> Place | None:
-    candidates = (Place(side=side, level=level, gap=gap) for gap in font.gaps for side, level in CORNERS)
-    return next((place for place in candidates if not _hits(place.box(anchor, width, font.height), taken)), None)
+def _candidates(font: Font, corners: Corners) -> list[Place]:
+    return [Place(side=side, level=level, gap=gap) for gap in font.gaps for side, level in corners]
+
+
+def _is_in(box: Box, frame: Box) -> bool:
+    return frame[0] <= box[0] and frame[1] <= box[1] and box[2] <= frame[2] and box[3] <= frame[3]
 
 
 def _hits(box: Box, taken: Sequence[Box]) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from tuner import metric_text
 from tuner.report.data import ReportData, Standing
 from tuner.report.labels import Font, Pixel, place_labels
-from tuner.report.views import LEGEND, STYLES, Point, View, build_views, tick_texts
+from tuner.report.views import LEGEND, STYLES, Point, View, build_views, legend_of, tick_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 WIDTH_PX, HEIGHT_PX, DPI = 1600, 700, 120
 POINTS_PER_CSS_PX = 72 / 96
 FONT_SIZE = 9
+LINE_LENGTH = 85
+"""Characters that fit under a panel."""
 FONT = Font(digit=10, height=13, gaps=(8, 16, 30, 50))
 
 
@@ -30,8 +34,9 @@ def front_png(data: ReportData) -> bytes:
     views = build_views(data)
     for axes, view in zip(panels, views, strict=True):
         _draw(axes, view)
-    handles = [_markers(standing) for standing in LEGEND]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    legend = legend_of(data)
+    handles = [_markers(standing, label=text) for standing, text in legend.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 if data.baselines else 3, frameon=False)
     figure.suptitle(f"{data.config.name}: the front", x=0.01, ha="left", fontsize=14, fontweight="bold")
     figure.draw_without_rendering()  # the labels need the final layout
     for axes, view in zip(panels, views, strict=True):
@@ -43,8 +48,9 @@ def front_png(data: ReportData) -> bytes:
 
 def _draw(axes: Axes, view: View) -> None:
     axes.set_title(view.title, loc="left", fontsize=12)
-    axes.set_xlabel(f"{view.x_label}, {view.x_note}" if view.x_note else view.x_label)
-    axes.set_ylabel("Validation accuracy (%)")
+    label = f"{view.x_label}, {view.x_note}" if view.x_note else view.x_label
+    axes.set_xlabel("\n".join([label, *textwrap.wrap(view.at_edge, LINE_LENGTH)]))
+    axes.set_ylabel(metric_text.axis(view.metric))
     if view.is_log:
         _log_axis(axes, view)
     axes.set_xlim(*view.x_span)
@@ -55,8 +61,9 @@ def _draw(axes: Axes, view: View) -> None:
     axes.plot(*_columns(view.line), color=STYLES[Standing.FRONT].colour, linewidth=1.3)
     for standing in reversed(LEGEND):
         _points(axes, view.of(standing), standing)
-    if view.num_below:
-        axes.annotate(f"{view.num_below} more below this axis", (0.99, 0.02), xycoords="axes fraction", ha="right")
+    if view.beyond:
+        corner = ("bottom", 0.02) if view.metric.is_maximized else ("top", 0.98)
+        axes.annotate(view.beyond, (0.99, corner[1]), xycoords="axes fraction", ha="right", va=corner[0])
     if not view.points:
         axes.set_xticks([])
         axes.annotate("no trial to show yet", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center")
@@ -81,28 +88,29 @@ def _points(axes: Axes, points: Sequence[Point], standing: Standing) -> None:
     axes.add_line(_markers(standing, *places))
 
 
-def _markers(standing: Standing, x: Sequence[float] = (), y: Sequence[float] = ()) -> Line2D:
+def _markers(standing: Standing, x: Sequence[float] = (), y: Sequence[float] = (), *, label: str = "") -> Line2D:
     style = STYLES[standing]
     return Line2D(
         x,
         y,
         linestyle="none",
-        marker="o",
+        marker="D" if style.is_diamond else "o",
         color=style.colour,
         markersize=style.size * POINTS_PER_CSS_PX,
         markerfacecolor="white" if style.is_hollow else style.colour,
         markeredgewidth=1.2,
-        label=LEGEND[standing],
+        label=label,
     )
 
 
 def _label(axes: Axes, view: View) -> None:
-    """Write the trial numbers beside the front's points, where there is room."""
-    points = view.of(Standing.FRONT)
-    texts = [str(point.row.number) for point in points]
-    anchors = _pixels(axes, [(point.x, point.y) for point in points])
-    places = place_labels(anchors, texts, FONT, others=_pixels(axes, view.obstacles))
-    for point, text, place in zip(points, texts, places, strict=True):
+    """Write the marks of front and baselines beside their points, where there is room."""
+    texts = [point.row.mark for point in view.labelled]
+    anchors = _pixels(axes, [(point.x, point.y) for point in view.labelled])
+    obstacles, box = _pixels(axes, view.obstacles), axes.bbox
+    frame = (box.x0, box.y0, box.x1, box.y1)
+    places = place_labels(anchors, texts, FONT, others=obstacles, corners=view.corners, frame=frame)
+    for point, text, place in zip(view.labelled, texts, places, strict=True):
         if place:
             left, bottom, _, _ = place.box((0, 0), FONT.digit * len(text), FONT.height)
             at = (left * 72 / DPI, bottom * 72 / DPI)

@@ -5,45 +5,32 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from typing import TYPE_CHECKING
 
 from tuner.front import GIB
 from tuner.space import searched_params
-from tuner.trial import ParamValue
+from tuner.trial import Baseline, ParamValue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tuner.report.data import ReportData, Row
 
-COLUMNS = (
-    "number",
-    "state",
-    "steps",
-    "accuracy",
-    "loss",
-    "trainable_params",
-    "peak_memory_gib",
-    "memory_kind",
-    "train_s",
-    "seed",
-)
-"""The columns before the searched parameters'."""
+COSTS = ("trainable_params", "peak_memory_gib", "memory_kind", "train_s")
 
 Cell = ParamValue | None
 """None is an empty cell: not known, or not sampled by this trial."""
 
 
 def trials_csv(data: ReportData) -> str:
-    """Every trial by number; the last column says why it failed."""
-    names = searched_params(data.config.search.space)
-    return _csv((*COLUMNS, *names, "reason"), ((*_cells(row, names), row.reason) for row in data.rows))
+    """Every trial by number, then the baselines; the last column says why one failed."""
+    return _csv((*_columns(data), "reason"), ((*_cells(data, row), row.reason) for row in data.rows))
 
 
 def front_csv(data: ReportData) -> str:
     """The trials on the front, cheapest first."""
-    names = searched_params(data.config.search.space)
-    return _csv((*COLUMNS, *names), (_cells(row, names) for row in data.front))
+    return _csv(_columns(data), (_cells(data, row) for row in data.front))
 
 
 def summary_json(data: ReportData) -> str:
@@ -51,10 +38,12 @@ def summary_json(data: ReportData) -> str:
     summary = {
         "name": data.config.name,
         "tuner_version": data.version,
+        "metric": data.metric,
         "objectives": list(data.objectives),
         "states": data.num_by_state,
         "front": [row.number for row in data.front],
         "picks": {pick.rule: pick.row.number for pick in data.picks},
+        "baselines": [_baseline(data, row) for row in data.baselines],
         "steps": {"spent": data.budget.steps, "without_pruning": data.budget.steps_without_pruning},
         "memory_kind": data.memory_kind,
         "num_validation": data.inspection.num_validation,
@@ -71,22 +60,46 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     return text.getvalue()
 
 
-def _cells(row: Row, names: Sequence[str]) -> tuple[Cell, ...]:
+def _columns(data: ReportData) -> tuple[str, ...]:
+    """The metric's column has the metric's name; a parameter that is searched has its own."""
+    head = ("number", "state", "baseline", "steps", data.metric.value, "standard_error", *data.others, "loss", *COSTS)
+    return (*head, "seed", *searched_params(data.config.search.space))
+
+
+def _cells(data: ReportData, row: Row) -> tuple[Cell, ...]:
     params = row.params
-    head, seed = (row.number, row.record.state.value), row.record.spec.seed
-    return (*head, *_measured(row), seed, *(params.get(name) for name in names))
+    sampled = (params.get(name) for name in searched_params(data.config.search.space))
+    head = (row.number, row.record.state.value, row.baseline)
+    return (*head, *_measured(data, row), row.record.spec.seed, *sampled)
 
 
-def _measured(row: Row) -> tuple[Cell, ...]:
-    """From `steps` to `train_s`. Accuracy in full: equal trials must stay equal, and close ones apart."""
-    if row.last is None:
-        return (None,) * 7
+def _measured(data: ReportData, row: Row) -> tuple[Cell, ...]:
+    """From `steps` to `train_s`. The metric in full: equal trials must stay equal, and close ones apart."""
+    last = row.last
+    if last is None:
+        return (None,) * (4 + len(data.others) + len(COSTS))
+    others = dict(last.others)
     return (
-        row.last.steps,
-        row.last.accuracy,
-        round(row.last.loss, 6),
-        row.last.trainable_params,
-        round(row.last.peak_memory_bytes / GIB, 6),
-        row.last.memory_kind.value,
-        round(row.last.train_s, 3),
+        last.steps,
+        last.accuracy,
+        round(last.standard_error, 6),
+        *(others.get(metric) for metric in data.others),
+        round(last.loss, 6),
+        last.trainable_params,
+        round(last.peak_memory_bytes / GIB, 6),
+        last.memory_kind.value,
+        round(last.train_s, 3),
     )
+
+
+def _baseline(data: ReportData, row: Row) -> dict[str, Cell]:
+    """A baseline with its results by column; None where it has none, or a number that JSON can't hold."""
+    names = ("steps", data.metric.value, "standard_error", *data.others, "loss", *COSTS)
+    measured = zip(names, _measured(data, row), strict=True)
+    values = {name: None if isinstance(cell, float) and not math.isfinite(cell) else cell for name, cell in measured}
+    head = {"number": row.number, "kind": row.baseline, "state": row.record.state.value}
+    return head | values | {"learning_rate": _learning_rate(row)}
+
+
+def _learning_rate(row: Row) -> float | None:
+    return None if row.baseline is Baseline.ZERO_SHOT else row.record.spec.learning_rate

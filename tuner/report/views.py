@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tuner import metric_text
 from tuner.front import Objective
 from tuner.pareto import non_dominated_mask
+from tuner.report.axes import Span, clipped, log_ticks, padded, stretched
 from tuner.report.data import ReportData, Row, Standing
-from tuner.report.words import OBJECTIVES, memory_unit, short_count
+from tuner.report.labels import LOWER_LEFT_FIRST, UPPER_LEFT_FIRST, Corners
+from tuner.report.words import baseline_key, memory_unit, objective_text, short_count
+from tuner.trial import TrialState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tuner.trial import Metrics
-
-Span = tuple[float, float]
-"""Low and high end of an axis."""
-
-MIN_TICKS = 3
-PADDING = 0.08
-"""Empty part of an axis on either side, as a share of its length."""
+    from tuner.report.words import MemoryUnit
+    from tuner.trial import Metric, Metrics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,11 +29,13 @@ class Style:
     """How trials of one standing are drawn, on the page and in the picture."""
 
     colour: str
-    """From Okabe and Ito's colour-blind safe palette, and grey."""
+    """From Okabe and Ito's colour-blind safe palette (the orange darker), and grey."""
     size: float
     """Diameter of the marker in CSS pixels at 96 dpi."""
     is_hollow: bool
     """A ring instead of a disc."""
+    is_diamond: bool = False
+    """Set on its corner instead of round."""
 
 
 STYLES = {
@@ -44,15 +44,19 @@ STYLES = {
     Standing.STOPPED: Style(colour="#d55e00", size=7, is_hollow=True),
     Standing.FAILED: Style(colour="#cc79a7", size=8, is_hollow=True),
     Standing.RUNNING: Style(colour="#009e73", size=8, is_hollow=True),
+    Standing.BASELINE: Style(colour="#b07d00", size=9, is_hollow=True, is_diamond=True),
 }
-"""Hollow is what has not finished."""
+"""A ring is what has not finished."""
 
 LEGEND = {
     Standing.FRONT: "finished, on the front (bar: ± 1 standard error)",
     Standing.FINISHED: "finished, off the front",
-    Standing.STOPPED: "not finished: stopped early, at its last accuracy",
+    Standing.STOPPED: "not finished: stopped early, at its last evaluation",
+    Standing.BASELINE: "baseline, beside the search",
 }
 """What the views show, drawn from the last to the first."""
+SEARCHED = tuple(standing for standing in LEGEND if standing is not Standing.BASELINE)
+"""The standings of the search's own trials among them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,15 +68,19 @@ class Point:
     x: float
     """Cost, in the view's unit."""
     y: float
-    """Accuracy in percent."""
+    """The metric on its axis: shares in percent."""
     error: float
-    """One standard error of the accuracy, in percentage points."""
+    """One standard error of the metric, on its axis."""
+    note: str = ""
+    """Set where a baseline lies beyond the axes and is drawn at their edge: its true place in words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """Accuracy against one cost."""
+    """The metric against one cost."""
 
+    metric: Metric
+    """What goes up or down."""
     objective: Objective
     """The cost."""
     title: str
@@ -86,22 +94,42 @@ class View:
     points: tuple[Point, ...]
     """Every trial of `LEGEND`'s standings that has reported; the picks first, so that they get their labels."""
     line: tuple[tuple[float, float], ...]
-    """Corners of the stepped line: the best accuracy among finished trials that cost no more. Empty without a front."""
+    """Corners of the stepped line: the best value among finished trials that cost no more. Empty without a front."""
     x_span: Span
-    """The cost's axis."""
+    """The cost's axis: all trials, and the baselines that lie near them."""
     y_span: Span
-    """The accuracy's axis: the front with room around it. Trials off the front may lie below."""
+    """The metric's axis: the front with room around it, and the baselines near it. Worse trials may lie outside."""
 
     @property
-    def num_below(self) -> int:
-        """Points that lie below the axis."""
-        return sum(point.y < self.y_span[0] for point in self.points)
+    def beyond(self) -> str:
+        """How many trials lie outside on the bad side, in words; empty where none does."""
+        if self.metric.is_maximized:
+            number, side = sum(point.y < self.y_span[0] for point in self.points), "below"
+        else:
+            number, side = sum(point.y > self.y_span[1] for point in self.points), "above"
+        return f"{number} more {side} this axis" if number else ""
+
+    @property
+    def at_edge(self) -> str:
+        """Which baselines are drawn at the edge and where they truly lie, in words; empty where none is."""
+        notes = [point.note for point in self.points if point.note]
+        return f"Drawn at the edge: {', '.join(notes)}" if notes else ""
+
+    @property
+    def corners(self) -> Corners:
+        """Where the marks of points stand best: on the front's good side."""
+        return UPPER_LEFT_FIRST if self.metric.is_maximized else LOWER_LEFT_FIRST
+
+    @property
+    def labelled(self) -> tuple[Point, ...]:
+        """The points that get their mark written beside them: the front, then the baselines."""
+        return (*self.of(Standing.FRONT), *self.of(Standing.BASELINE))
 
     @property
     def obstacles(self) -> tuple[tuple[float, float], ...]:
-        """What a label of the front should not cover: the other points, and the error bars at five heights."""
+        """What a label should not cover: the points without one, and the error bars at five heights."""
         front = self.of(Standing.FRONT)
-        others = tuple((at.x, at.y) for at in self.points if at.row.standing is not Standing.FRONT)
+        others = tuple((at.x, at.y) for at in self.points if at not in self.labelled)
         return (*others, *((at.x, at.y + part * at.error) for at in front for part in (-1, -0.5, 0.5, 1)))
 
     def of(self, standing: Standing) -> tuple[Point, ...]:
@@ -110,36 +138,16 @@ class View:
 
 
 def build_views(data: ReportData) -> tuple[View, View]:
-    """Accuracy against trainable parameters, and against peak memory."""
+    """The metric against trainable parameters, and against peak memory."""
     unit = memory_unit(data)
-    return (
-        _view(data, Objective.TRAINABLE_PARAMS, label="Trainable parameters (count, log scale)", cost=_num_params),
-        _view(data, Objective.PEAK_MEMORY_GIB, label=f"Peak memory ({unit.name})", cost=unit.of),
-    )
+    return _view(data, _params_axis()), _view(data, _memory_axis(unit))
 
 
-def log_ticks(span: Span) -> tuple[float, ...]:
-    """Round numbers inside a positive span: powers of ten, with 2 and 5 or evenly spaced where those are too few."""
-    low, high = span
-    decades = [10.0**exponent for exponent in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
-    for mantissas in ((1,), (1, 2, 5)):
-        values = (round(mantissa * decade, 12) for decade in decades for mantissa in mantissas)
-        ticks = tuple(value for value in values if low <= value <= high)
-        if len(ticks) >= MIN_TICKS:
-            return ticks
-    return _even_ticks(span)
-
-
-def _even_ticks(span: Span) -> tuple[float, ...]:
-    low, high = span
-    decade = 10.0 ** math.floor(math.log10(high - low))
-    ticks: tuple[float, ...] = ()
-    for parts in (1, 2, 5, 10):
-        step = decade / parts
-        ticks = tuple(round(at * step, 12) for at in range(math.ceil(low / step), math.floor(high / step) + 1))
-        if len(ticks) >= MIN_TICKS:
-            break
-    return ticks
+def legend_of(data: ReportData) -> dict[Standing, str]:
+    """`LEGEND` as a report needs it: the baselines one by one, if there are any."""
+    legend: dict[Standing, str] = {standing: LEGEND[standing] for standing in SEARCHED}
+    key = baseline_key(data)
+    return legend | {Standing.BASELINE: f"{LEGEND[Standing.BASELINE]}: {key}"} if key else legend
 
 
 def tick_texts(view: View) -> tuple[tuple[float, str], ...]:
@@ -147,53 +155,89 @@ def tick_texts(view: View) -> tuple[tuple[float, str], ...]:
     return tuple((value, short_count(value)) for value in log_ticks(view.x_span))
 
 
-def _num_params(metrics: Metrics) -> float:
-    return float(metrics.trainable_params)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _CostAxis:
+    objective: Objective
+    label: str
+    is_log: bool
+    of: Callable[[Metrics], float]
+    text: Callable[[Metrics], str]
 
 
-def _view(data: ReportData, objective: Objective, *, label: str, cost: Callable[[Metrics], float]) -> View:
-    is_log = objective is Objective.TRAINABLE_PARAMS
-    points = tuple(_point(row, row.last, cost) for row in _picked_first(data) if row.last)
+def _params_axis() -> _CostAxis:
+    return _CostAxis(
+        objective=Objective.TRAINABLE_PARAMS,
+        label="Trainable parameters (count, log scale)",
+        is_log=True,
+        of=lambda metrics: float(metrics.trainable_params),
+        text=lambda metrics: f"{short_count(metrics.trainable_params)} parameters",
+    )
+
+
+def _memory_axis(unit: MemoryUnit) -> _CostAxis:
+    label = f"Peak memory ({unit.name})"
+    return _CostAxis(objective=Objective.PEAK_MEMORY_GIB, label=label, is_log=False, of=unit.of, text=unit.text)
+
+
+def _view(data: ReportData, cost: _CostAxis) -> View:
+    points = _points(_picked_first(data), data.metric, cost)
+    beside = _points(_finished_baselines(data), data.metric, cost)
     finished = [point for point in points if point.row.standing is not Standing.STOPPED]
-    x_span = padded([point.x for point in points], is_log=is_log)
-    note = "" if objective in data.objectives else " (not an objective of this sweep)"
+    x_span = stretched(_x_span(points or beside, cost), [point.x for point in beside], is_log=cost.is_log)
+    y_span = stretched(_metric_span(points or beside, data.metric), [point.y for point in beside])
+    is_weighed = cost.objective in data.objectives
     return View(
-        objective=objective,
-        title=f"Accuracy against {OBJECTIVES[objective]}{note}",
-        x_label=label,
-        x_note=data.memory_kind.value if data.memory_kind and not is_log else "",
-        is_log=is_log,
-        points=points,
-        line=_stepped(finished, right=x_span[1]) if objective in data.objectives else (),
+        metric=data.metric,
+        objective=cost.objective,
+        title=f"{metric_text.title(data.metric)} against {objective_text(cost.objective)}"
+        + ("" if is_weighed else " (not an objective of this sweep)"),
+        x_label=cost.label,
+        x_note=data.memory_kind.value if data.memory_kind and not cost.is_log else "",
+        is_log=cost.is_log,
+        points=(*points, *(_inside(point, x_span, y_span, data.metric, cost) for point in beside)),
+        line=_stepped(finished, data.metric, right=x_span[1]) if is_weighed else (),
         x_span=x_span,
-        y_span=_accuracy_span(points),
+        y_span=y_span,
     )
 
 
 def _picked_first(data: ReportData) -> list[Row]:
     picked = {pick.row.number for pick in data.picks}
-    return sorted(data.rows_of(*LEGEND), key=lambda row: row.number not in picked)
+    return sorted(data.rows_of(*SEARCHED), key=lambda row: row.number not in picked)
 
 
-def _point(row: Row, last: Metrics, cost: Callable[[Metrics], float]) -> Point:
-    return Point(row=row, x=cost(last), y=100 * last.accuracy, error=100 * last.standard_error)
+def _finished_baselines(data: ReportData) -> list[Row]:
+    return [row for row in data.baselines if row.record.state is TrialState.COMPLETE]
 
 
-def padded(values: Sequence[float], *, is_log: bool = False) -> Span:
-    """An axis with room around the values; around 1 without any, and never of length 0."""
-    if not values:
-        return (0.5, 2.0)
-    low, high = min(values), max(values)
-    if is_log:
-        factor = max((high / low) ** PADDING, 1.15)
-        return (low / factor, high * factor)
-    room = max(PADDING * (high - low), 0.02 * abs(high), 1e-3)
-    return (low - room, high + room)
+def _points(rows: Sequence[Row], metric: Metric, cost: _CostAxis) -> list[Point]:
+    """One per row that has reported; a perplexity too large for a float has no place."""
+    return [_point(row, row.last, metric, cost) for row in rows if row.last and math.isfinite(row.last.accuracy)]
 
 
-def _stepped(points: Sequence[Point], *, right: float) -> tuple[tuple[float, float], ...]:
-    """Corners of the best accuracy within a cost, over the points of one view; it ends at the axis."""
-    losses = np.array([[point.x, -point.y] for point in points], dtype=np.float64).reshape(len(points), 2)
+def _point(row: Row, last: Metrics, metric: Metric, cost: _CostAxis) -> Point:
+    y, error = (metric_text.scaled(metric, value) for value in (last.accuracy, last.standard_error))
+    return Point(row=row, x=cost.of(last), y=y, error=error)
+
+
+def _x_span(points: Sequence[Point], cost: _CostAxis) -> Span:
+    # A zero-shot baseline trains nothing, and a logarithmic axis has no 0.
+    return padded([point.x for point in points if point.x > 0 or not cost.is_log], is_log=cost.is_log)
+
+
+def _inside(point: Point, x_span: Span, y_span: Span, metric: Metric, cost: _CostAxis) -> Point:
+    """The point, or its stand-in at the edge where it lies beyond the axes."""
+    x, y = clipped(point.x, x_span, is_log=cost.is_log), clipped(point.y, y_span)
+    if (x, y) == (point.x, point.y) or point.row.last is None:
+        return point
+    value = metric_text.text(metric, point.row.last.accuracy)
+    return replace(point, x=x, y=y, note=f"{point.row.mark} ({cost.text(point.row.last)}, {value})")
+
+
+def _stepped(points: Sequence[Point], metric: Metric, *, right: float) -> tuple[tuple[float, float], ...]:
+    """Corners of the best value within a cost, over the points of one view; it ends at the axis."""
+    sign = -1 if metric.is_maximized else 1
+    losses = np.array([[point.x, sign * point.y] for point in points], dtype=np.float64).reshape(len(points), 2)
     kept = (point for point, is_on in zip(points, non_dominated_mask(losses), strict=True) if is_on)
     best = sorted({(point.x, point.y) for point in kept})
     corners: list[tuple[float, float]] = []
@@ -204,12 +248,13 @@ def _stepped(points: Sequence[Point], *, right: float) -> tuple[tuple[float, flo
     return (*corners, (right, corners[-1][1])) if corners else ()
 
 
-def _accuracy_span(points: Sequence[Point]) -> Span:
-    """The front with its bars, and half as much room below as the front is high; all points without a front."""
+def _metric_span(points: Sequence[Point], metric: Metric) -> Span:
+    """The front with its bars, and half as much room on its bad side as it is high; all points without a front."""
     front = [point for point in points if point.row.standing is Standing.FRONT]
     if not front:
-        return padded([point.y for point in points] or [0.0, 100.0])
+        return padded([point.y for point in points] or [0.0, metric_text.scaled(metric, 1.0)])
     low = min(point.y - point.error for point in front)
     high = max(point.y + point.error for point in front)
-    shown = [point.y for point in points if point.y >= low - 0.5 * (high - low)]
-    return padded([*shown, low, high])
+    room = 0.5 * (high - low)
+    bottom, top = (low - room, math.inf) if metric.is_maximized else (-math.inf, high + room)
+    return padded([*(point.y for point in points if bottom <= point.y <= top), low, high])

@@ -5,25 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tuner import metric_text
 from tuner.config import Choices, Range, SpaceConfig, TargetChoices
 from tuner.front import GIB, Objective
-from tuner.report.data import ReportData
-from tuner.trial import MemoryKind, Metrics, TrialState, param_text
+from tuner.report.data import ReportData, near
+from tuner.space import dimensions
+from tuner.trial import Baseline, MemoryKind, Metrics, TrialState, param_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tuner.config import SweepConfig
+    from tuner.space import Searched
+
 MIB = 2**20
-NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
-Dimension = Range[int] | Range[float] | Choices[int] | Choices[float] | TargetChoices
-"""What the sweep file says of a searched parameter."""
+COSTS = {Objective.TRAINABLE_PARAMS: "trainable parameters", Objective.PEAK_MEMORY_GIB: "peak memory"}
+"""What a front may weigh beside its metric."""
 
-OBJECTIVES = {
-    Objective.ACCURACY: "validation accuracy",
-    Objective.TRAINABLE_PARAMS: "trainable parameters",
-    Objective.PEAK_MEMORY_GIB: "peak memory",
+QUANTIZATIONS = {
+    "nf4": "linear layers in NF4 (QLoRA)",
+    "fp4": "linear layers in FP4 (QLoRA)",
+    "int8": "linear layers in 8-bit integers",
+    "none": "not quantized (LoRA)",
 }
+"""How the frozen layers are stored."""
 
 MEMORY_KINDS = {
     MemoryKind.CUDA_ALLOCATED: (
@@ -59,8 +65,9 @@ class MemoryUnit:
 
 def memory_unit(data: ReportData) -> MemoryUnit:
     """GiB, or MiB where no peak reaches one GiB."""
-    peak = max((row.last.peak_memory_bytes for row in data.rows if row.last), default=0)
-    return MemoryUnit(name="GiB", num_bytes=GIB) if peak >= GIB else MemoryUnit(name="MiB", num_bytes=MIB)
+    if data.peak_memory_bytes >= GIB:
+        return MemoryUnit(name="GiB", num_bytes=GIB)
+    return MemoryUnit(name="MiB", num_bytes=MIB)
 
 
 def percent(share: float) -> str:
@@ -68,9 +75,30 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def with_error(share: float, error: float) -> str:
-    """0.845, 0.018 -> 84.5% ± 1.8, in one piece where lines break."""
-    return f"{percent(share)} ± {100 * error:.1f}".replace(" ", NO_BREAK_SPACE)
+def counted(number: int, noun: str) -> str:
+    """2, "baseline" -> 2 baselines."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def objective_text(objective: Objective) -> str:
+    """What a front weighs, inside a sentence."""
+    return f"validation {metric_text.name(objective.metric)}" if objective.metric else COSTS[objective]
+
+
+def result(data: ReportData, metrics: Metrics) -> str:
+    """The sweep's metric with its error: `84.5% ± 1.8`, `3.42 ± 0.13`."""
+    return metric_text.text_with_error(data.metric, metrics.accuracy, metrics.standard_error)
+
+
+def majority_name(config: SweepConfig) -> str:
+    """What `Inspection.majority_share` is the share of."""
+    return f"Most frequent {'class' if config.training.task == 'classification' else 'completion'}"
+
+
+def baseline_key(data: ReportData) -> str:
+    """Which mark is which baseline: `B1 zero-shot · B2, B3 full fine-tuning`; empty without baselines."""
+    marks = {kind: ", ".join(row.mark for row in data.baselines if row.baseline is kind) for kind in Baseline}
+    return " · ".join(f"{text} {kind}" for kind, text in marks.items() if text)
 
 
 def short_count(number: float) -> str:
@@ -89,17 +117,16 @@ def duration(seconds: float) -> str:
     return f"{seconds / minute:.0f} min" if seconds < 2 * hour else f"{seconds / hour:.1f} h"
 
 
-def dimension_of(space: SpaceConfig, name: str) -> Dimension:
+def dimension_of(space: SpaceConfig, name: str) -> Searched:
     """What the sweep file says of a searched parameter.
 
     Raises:
         ValueError: The parameter has a fixed value.
     """
-    prefix, _, module = name.partition(".")
-    found = space.rank_pattern[module] if prefix == "rank_pattern" else getattr(space, name)
-    if isinstance(found, (Range, Choices, TargetChoices)):
+    found = dimensions(space).get(name)
+    if found is not None:
         return found
-    msg = f"{name} is not searched, it is fixed at {found!r}"
+    msg = f"{name} is not searched, its value is fixed"
     raise ValueError(msg)
 
 
@@ -134,26 +161,27 @@ def _without_front(data: ReportData) -> str:
 
 
 def _sentences(data: ReportData) -> Iterator[str]:
-    rows = {pick.rule: pick.row for pick in data.picks}
-    best, cheap = rows["most-accurate"], rows["cheapest-within:0.01"]
+    metric = data.metric
+    _, best, cheap = (pick.row for pick in data.picks)
     if best.last is None or cheap.last is None:
         return
-    error = best.last.standard_error
-    yield f"Trial {best.number} is the most accurate: {with_error(best.last.accuracy, error)}."
+    lower = "" if metric.is_maximized else " (lower is better)"
+    yield f"Trial {best.number} has the {metric_text.best(metric)}: {result(data, best.last)}{lower}."
     if cheap.number == best.number:
-        yield "No cheaper trial on the front comes within 1 point of it."
+        yield f"No cheaper trial on the front comes within {metric_text.margin(metric, near(metric))} of it."
         return
     savings = " and ".join(_savings(best.last, cheap.last, data.objectives))
-    yield f"Trial {cheap.number} reaches {percent(cheap.last.accuracy)} with {savings or 'the same cost'}."
-    if (gap := best.last.accuracy - cheap.last.accuracy) < 2 * error:
+    reached = metric_text.text(metric, cheap.last.accuracy)
+    yield f"Trial {cheap.number} reaches {reached} with {savings or 'the same cost'}."
+    if (gap := abs(best.last.accuracy - cheap.last.accuracy)) < 2 * best.last.standard_error:
         examples = f"{best.last.num_validation:,} validation examples"
-        yield f"The {100 * gap:.1f} points between the two are within the noise of {examples}."
+        yield f"The two are {metric_text.gap(metric, gap)} apart, which is within the noise of {examples}."
 
 
 def _savings(best: Metrics, cheap: Metrics, objectives: tuple[Objective, ...]) -> Iterator[str]:
     for objective in objectives:
-        if not objective.is_maximized:
-            yield _saving(objective.of(best), objective.of(cheap), OBJECTIVES[objective])
+        if objective.metric is None:
+            yield _saving(objective.of(best), objective.of(cheap), COSTS[objective])
 
 
 def _saving(before: float, after: float, noun: str) -> str:

@@ -8,23 +8,31 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import EvaConfig, LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
+from transformers.pytorch_utils import Conv1D
 
-from tuner.worker.model import BaseModel, block_linears
+from tuner.layers import ranks_of
+from tuner.trial import Bias, Init, LoraSpec
+from tuner.worker.architecture import head_names, layers_of
+from tuner.worker.starts import keep_weights, save_as_lora, start_eva, start_loftq
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
-    from tuner.trial import LoraSpec
+    from tuner.worker.batches import Batch
+    from tuner.worker.model import BaseModel
 
-HEADS = ("classifier", "score")
-"""Names of classification heads; PEFT trains and saves these for the task."""
+BASE = "base_model.model."
+"""What PEFT puts before the names of a base's modules."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,11 +40,15 @@ class Adapted:
     """The base with what one trial trains on it."""
 
     model: nn.Module
-    """What to call: a PeftModel, or the base itself where only the head is trained."""
+    """What to call: a PeftModel, or the base itself where no adapter is trained."""
     base: BaseModel
     """The shared base."""
     original_heads: Mapping[str, nn.Module]
     """The base's own heads by name, to be put back."""
+    original_weights: Mapping[str, torch.Tensor]
+    """The base's own values of what this trial changes in it, to be put back; on the CPU."""
+    initial: Mapping[str, torch.Tensor]
+    """A and B as they started, by name, where the base gave a part of its weights to them."""
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that are trained, by name."""
@@ -46,65 +58,52 @@ class Adapted:
         """Numbers that are trained."""
         return sum(parameter.numel() for parameter in self.trainable().values())
 
+    def save(self, folder: Path) -> None:
+        """Write the adapter in PEFT's format, for the base as it was before."""
+        assert isinstance(self.model, PeftModel)  # noqa: S101 -- baselines without an adapter are not saved
+        if self.initial:
+            save_as_lora(self.model, self.initial, folder)
+        else:
+            self.model.save_pretrained(folder)
+
     def detach(self) -> None:
         """Leave the base as it was before `attach`."""
         if isinstance(self.model, PeftModel):
             self.model.unload()
         for name, head in self.original_heads.items():
             self.base.model.set_submodule(name, head)
+        for name, value in self.original_weights.items():
+            self.base.model.get_parameter(name).data = value.to(self.base.device)
         self.base.model.requires_grad_(requires_grad=False)
 
 
-def attach(base: BaseModel, lora: LoraSpec | None, seed: int) -> Adapted:
+def attach(base: BaseModel, lora: LoraSpec | None, seed: int, batches: Sequence[Batch] = ()) -> Adapted:
     """Put a fresh adapter and a fresh head on the base.
 
     Args:
         base: Without an adapter.
-        lora: None trains the head alone.
+        lora: None trains the head alone; a model without a head stays as it is.
         seed: Start of the draws of head and adapter weights.
+        batches: Training data, looked at where the adapter starts from the layers' inputs.
 
     Raises:
-        ValueError: A target module names no linear layer of the model.
+        ValueError: A target or a key of the rank pattern means no linear layer of the model.
     """
-    heads = {name: base.model.get_submodule(name) for name in HEADS if hasattr(base.model, name)}
+    heads = {name: base.model.get_submodule(name) for name in head_names(base.model)}
     torch.manual_seed(seed)
     for name, head in heads.items():
         base.model.set_submodule(name, _fresh_head(base, head))
-    model = base.model if lora is None else _with_lora(base.model, lora)
-    adapted = Adapted(model=model, base=base, original_heads=heads)
     if lora is None:
         for name in heads:
             base.model.get_submodule(name).requires_grad_(requires_grad=True)
-    return adapted
+        return Adapted(model=base.model, base=base, original_heads=heads, original_weights={}, initial={})
+    return _with_lora(base, lora, heads, batches)
 
 
-def resolve_ranks(names: Iterable[str], ranks: Mapping[str, int]) -> dict[str, int]:
-    """Find the linear layers that the targets mean.
-
-    A target means each layer that it names or whose dotted name ends in it; of several targets that fit a layer the longest
-    wins, so that `output.dense` and `attention.output.dense` can have ranks of their own.
-
-    Args:
-        names: Full names of the layers that may be adapted.
-        ranks: Target -> rank.
-
-    Returns:
-        Full name -> rank, in the order of `names`.
-
-    Raises:
-        ValueError: A target fits no layer.
-    """
-    resolved = {}
-    unused = set(ranks)
-    for name in names:
-        fitting = [target for target in ranks if name == target or name.endswith(f".{target}")]
-        unused -= set(fitting)
-        if fitting:
-            resolved[name] = ranks[max(fitting, key=len)]
-    if unused:
-        msg = f"no linear layer is named {', '.join(sorted(unused))}"
-        raise ValueError(msg)
-    return resolved
+def attach_nothing(base: BaseModel) -> Adapted:
+    """Train all weights of a base, which can't be put back: it must be loaded anew afterwards."""
+    base.model.requires_grad_(requires_grad=True)
+    return Adapted(model=base.model, base=base, original_heads={}, original_weights={}, initial={})
 
 
 def _fresh_head(base: BaseModel, head: nn.Module) -> nn.Module:
@@ -119,20 +118,65 @@ def _fresh_head(base: BaseModel, head: nn.Module) -> nn.Module:
     return fresh
 
 
-def _with_lora(model: nn.Module, lora: LoraSpec) -> PeftModel:
-    ranks = resolve_ranks(block_linears(model), lora.ranks())
-    config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
+def _with_lora(
+    base: BaseModel, lora: LoraSpec, heads: Mapping[str, nn.Module], batches: Sequence[Batch]
+) -> Adapted:
+    ranks = ranks_of(layers_of(base.model), lora)
+    changed = keep_weights(base.model, ranks, lora, tuple(heads))
+    wrapped = get_peft_model(base.model, lora_config(base.model, lora, ranks, tuple(heads)))
+    if lora.init_lora_weights is Init.EVA:
+        start_eva(base, wrapped, batches)
+    if lora.init_lora_weights is Init.LOFTQ:
+        start_loftq(base, wrapped)
+    for name in changed:
+        if name.endswith(".bias"):  # trained in float32, whatever the base computes in
+            _parameter(wrapped, name).data = _parameter(wrapped, name).data.float()
+    _check_realised(wrapped, ranks, lora, tuple(heads))
+    return Adapted(
+        model=wrapped,
+        base=base,
+        original_heads=heads,
+        original_weights=changed,
+        initial=_initial(wrapped) if lora.init_lora_weights.is_base_changed else {},
+    )
+
+
+def lora_config(
+    model: nn.Module, lora: LoraSpec, ranks: Mapping[str, int], heads: tuple[str, ...]
+) -> LoraConfig:
+    """The adapter as PEFT describes it; patterns by anchored full names.
+
+    Args:
+        model: The base, for the layout of its weights.
+        lora: The adapter.
+        ranks: Full name -> rank of every layer that is adapted.
+        heads: Modules that are trained with it and saved.
+    """
+    other = {name: r for name, r in ranks.items() if r != lora.r}
+    alphas = {} if lora.use_rslora else {_anchored(name): _whole(lora.alpha_at(r)) for name, r in other.items()}
+    is_transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in ranks)
+    return LoraConfig(
+        task_type=TaskType.SEQ_CLS if heads else TaskType.CAUSAL_LM,
         r=lora.r,
         lora_alpha=_whole(lora.lora_alpha),  # type: ignore[arg-type]  # PEFT divides; fractions are fine
         lora_dropout=lora.lora_dropout,
         target_modules=list(ranks),
-        rank_pattern={_anchored(name): r for name, r in ranks.items() if r != lora.r},
-        alpha_pattern={_anchored(name): _whole(lora.scale * r) for name, r in ranks.items() if r != lora.r},
+        rank_pattern={_anchored(name): r for name, r in other.items()},
+        alpha_pattern=alphas,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=_init_word(lora.init_lora_weights),
+        # rho 1 keeps the ranks that the spec asks for; EVA itself would hand them out anew
+        eva_config=EvaConfig(rho=1.0) if lora.init_lora_weights is Init.EVA else None,
+        bias=lora.bias.value,
+        modules_to_save=list(heads) or None,
+        fan_in_fan_out=is_transposed,
     )
-    wrapped = get_peft_model(model, config)
-    _check_realised(wrapped, ranks, lora.scale)
-    return wrapped
+
+
+def _init_word(init: Init) -> bool | str:
+    """PEFT's own word; LoftQ's start is put in place afterwards, on the base as it is quantized already."""
+    return True if init in {Init.DEFAULT, Init.LOFTQ} else init.value
 
 
 def _anchored(name: str) -> str:
@@ -144,15 +188,39 @@ def _whole(alpha: float) -> float:
     return int(alpha) if alpha == int(alpha) else alpha
 
 
-def _check_realised(wrapped: PeftModel, ranks: Mapping[str, int], scale: float) -> None:
-    """PEFT takes patterns by regular expression; make sure that each layer got what the spec says."""
+def _parameter(wrapped: PeftModel, name: str) -> nn.Parameter:
+    """A parameter of the base by its name there; an adapted layer keeps its own under `base_layer`."""
+    module, _, last = name.rpartition(".")
+    owner = wrapped.get_submodule(f"{BASE}{module}")
+    parameter: nn.Parameter = getattr(owner.get_base_layer() if isinstance(owner, LoraLayer) else owner, last)
+    return parameter
+
+
+def _initial(wrapped: PeftModel) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in wrapped.named_parameters() if ".lora_" in name}
+
+
+def _check_realised(wrapped: PeftModel, ranks: Mapping[str, int], lora: LoraSpec, heads: tuple[str, ...]) -> None:
+    """PEFT takes patterns by regular expression; make sure that each layer got what the spec says, and nothing else."""
     layers = {
-        name.removeprefix("base_model.model."): layer
-        for name, layer in wrapped.named_modules()
-        if isinstance(layer, LoraLayer)
+        name.removeprefix(BASE): layer for name, layer in wrapped.named_modules() if isinstance(layer, LoraLayer)
     }
     realised = {name: layer.r["default"] for name, layer in layers.items()}
-    scales = {layer.scaling["default"] for layer in layers.values()}
-    if realised != dict(ranks) or not all(math.isclose(got, scale) for got in scales):
-        msg = f"PEFT built ranks {realised} at scales {scales}; asked for {dict(ranks)} at {scale}"
+    wrong = {
+        name: layer.scaling["default"]
+        for name, layer in layers.items()
+        if not math.isclose(layer.scaling["default"], lora.scaling_at(layer.r["default"]))
+    }
+    if realised != dict(ranks) or wrong:
+        msg = f"PEFT built ranks {realised}, asked for {dict(ranks)}; layers with another scale than asked for: {wrong}"
         raise AssertionError(msg)
+    trained = {name.removeprefix(BASE) for name, value in wrapped.named_parameters() if value.requires_grad}
+    strange = [name for name in trained if not _is_expected(name, heads, lora.bias)]
+    if strange:
+        msg = f"PEFT trains more than was asked for: {', '.join(sorted(strange))}"
+        raise AssertionError(msg)
+
+
+def _is_expected(name: str, heads: tuple[str, ...], bias: Bias) -> bool:
+    is_bias = bias is not Bias.NONE and name.endswith(".bias")
+    return ".lora_" in name or is_bias or name.startswith(tuple(f"{head}.modules_to_save." for head in heads))

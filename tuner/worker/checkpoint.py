@@ -33,7 +33,7 @@ def save_checkpoint(run: TrialRun, folder: Path, *, with_adapter: bool) -> None:
     partial.mkdir(parents=True)
     torch.save(run.state_dict(), partial / "state.pt")
     if with_adapter:
-        run.adapted.model.save_pretrained(partial / "adapter")  # type: ignore[operator]
+        run.adapted.save(partial / "adapter")
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     for older in _rungs(folder)[:-1]:

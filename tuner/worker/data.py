@@ -1,31 +1,35 @@
-"""Labelled examples from a file: read, split by hash, tokenized, batched by length. Runs on the worker.
-
-B is examples in a batch, T tokens of its longest example.
-"""
+"""Examples from a file, a folder or the hub: read, split by hash, no input in two splits. Runs on the worker."""
 
 from __future__ import annotations
 
 import hashlib
-import random
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from tuner.config import DataConfig
 
 SPLIT_SALT = "tuner split:"
 """Makes the order of the split independent of any other hash of the texts. To change it is to change every split."""
 
-MEGABATCH = 16
-"""Batches that are sorted by length together: bucketing costs 2.5 times fewer padded tokens than random order."""
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+"""Split -> names that files and hub data sets give it."""
+KINDS = ("jsonl", "json", "csv", "parquet")
+
+Turn = tuple[str, str]
+"""(role, content) of a chat message."""
+ASSISTANT = "assistant"
+ROLES = frozenset({"system", "user", ASSISTANT, "tool"})
 
 
 class DataError(Exception):
@@ -44,12 +48,16 @@ class DataError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """One labelled text."""
+    """One input with its answer."""
 
     text: str
-    """The input."""
+    """The text to classify, or the prompt; of a chat all before the last answer, as JSON. Says which split it is in."""
     label: str
-    """The class's name."""
+    """The class's name, or the completion."""
+    turns: tuple[Turn, ...] = ()
+    """A chat's messages, the last one the assistant's; empty for other data."""
+    choices: tuple[str, ...] = ()
+    """Completions to choose from, if the data names them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +70,10 @@ class Splits:
     """What decisions are made on."""
     test: tuple[Example, ...]
     """What no decision sees."""
-    labels: tuple[str, ...]
-    """Class names, sorted; the index is the class id."""
+    labels: tuple[str, ...] = ()
+    """Class names, sorted; the index is the class id. Empty for causal language models."""
+    num_duplicates: int = 0
+    """Rows left out because their input came before or is held out."""
 
     @property
     def fingerprint(self) -> str:
@@ -71,75 +81,155 @@ class Splits:
         digest = hashlib.sha256()
         for name, examples in (("train", self.train), ("validation", self.validation), ("test", self.test)):
             for example in examples:
-                digest.update(f"{name}\t{example.label}\t{example.text}\n".encode())
+                choices = "".join(f"\t{choice}" for choice in example.choices)
+                digest.update(f"{name}\t{example.label}\t{example.text}{choices}\n".encode())
         return digest.hexdigest()
 
     @property
     def majority_share(self) -> float:
-        """Accuracy on the validation data of always naming its most frequent class."""
+        """Share of the validation data that has its most frequent answer."""
         counts = Counter(example.label for example in self.validation)
         return max(counts.values()) / len(self.validation)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tokenized:
-    """A split as token ids."""
+def load_splits(config: DataConfig, task: str) -> Splits:
+    """Read the data and split it.
 
-    input_ids: tuple[tuple[int, ...], ...]
-    """Token ids of each example, special tokens included."""
-    labels: tuple[int, ...]
-    """Class id of each example."""
+    Splits that the data has are kept; of a split that is larger than `validation` or `test` asks for, and for one that is
+    missing, examples are taken in the order of a salted SHA-1 of their input: first test, then validation. So the split
+    depends on the inputs alone. An input stands in one split only: test before validation before train, and the first of
+    equal ones counts. The salt matters: files are often sampled or sorted by the plain hash of their texts, and the first
+    of such a file are not like the rest.
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """Examples padded to the longest of them, on one device."""
-
-    input_ids_BT: torch.Tensor
-    attention_mask_BT: torch.Tensor
-    labels_B: torch.Tensor
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens without padding."""
-        return int(self.attention_mask_BT.sum())
-
-
-def load_splits(config: DataConfig) -> Splits:
-    """Read the file and split it.
-
-    Texts are taken in the order of a salted SHA-1: first the test examples, then validation, the rest is training data.
-    So the split depends on the texts alone, and a repeated text (the first counts) can't be in two splits. The salt
-    matters: files are often sampled or sorted by the plain hash of their texts, and the first of such a file are not like
-    the rest.
+    Args:
+        config: The sweep's `data` section.
+        task: `classification` or `causal-lm`.
 
     Raises:
         DataError: No such file, not readable, columns missing, empty cells, too few examples, one class only.
     """
-    frame = _read(Path(config.path))
-    examples = _examples(frame, config)
-    held_out = config.test + config.validation
-    if len(examples) <= held_out:
-        message = f"leaves nothing to train on: {config.validation} for validation and {config.test} for test of {len(examples)}"
-        raise DataError("data.validation", f"{message} different texts in {config.path}")
-    labels = tuple(sorted({example.label for example in examples}))
+    frames = _frames(config)
+    given = {name: _examples(frame, config, task) for name, frame in frames.items()}
+    pools = {name: _unique(examples) for name, examples in given.items()}
+    train = pools["train"]
+    test, train = _held_out(pools.get("test"), train, config.test or 0, is_capped=config.test is not None)
+    train = _without(train, test)
+    validation, train = _held_out(
+        pools.get("validation"), train, _asked(config, pools), is_capped=config.validation is not None
+    )
+    validation = _without(validation, test)
+    train = _without(train, validation)
+    if not train or not validation:
+        raise _too_few(config, sum(map(len, pools.values())))
+    splits = {"train": train, "validation": validation, "test": test}
+    left_out = sum(map(len, given.values())) - sum(map(len, pools.values()))
+    overlap = _overlap(pools)
+    labels = _classes(splits.values(), config) if task == "classification" else ()
+    return Splits(**splits, labels=labels, num_duplicates=left_out + overlap)
+
+
+def _asked(config: DataConfig, pools: Mapping[str, object]) -> int:
+    if config.validation is None and "validation" not in pools:
+        raise DataError("data.validation", f"is missing, and {_source(config)} has no validation split")
+    return config.validation or 0
+
+
+def _held_out(
+    own: tuple[Example, ...] | None, train: tuple[Example, ...], num: int, *, is_capped: bool
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """(held out, what is left of train): from the data's own split where there is one, else from train."""
+    if own is None:
+        return train[:num], train[num:]
+    return (own[:num] if is_capped else own), train
+
+
+def _without(examples: tuple[Example, ...], held_out: Iterable[Example]) -> tuple[Example, ...]:
+    texts = {example.text for example in held_out}
+    return tuple(example for example in examples if example.text not in texts)
+
+
+def _overlap(pools: Mapping[str, Sequence[Example]]) -> int:
+    """Inputs that stand in several of the data's own splits."""
+    counts = Counter(example.text for examples in pools.values() for example in examples)
+    return sum(count - 1 for count in counts.values())
+
+
+def _too_few(config: DataConfig, num: int) -> DataError:
+    asked = f"{config.validation or 0} for validation and {config.test or 0} for test of {num}"
+    return DataError("data.validation", f"leaves nothing to train on: {asked} different texts in {_source(config)}")
+
+
+def _source(config: DataConfig) -> str:
+    return config.path or config.name or ""
+
+
+def _unique(examples: Iterable[Example]) -> tuple[Example, ...]:
+    first: dict[str, Example] = {}
+    for example in examples:
+        first.setdefault(example.text, example)
+    return tuple(sorted(first.values(), key=_split_order))
+
+
+def _split_order(example: Example) -> str:
+    return hashlib.sha1(f"{SPLIT_SALT}{example.text}".encode()).hexdigest()  # noqa: S324 -- a shuffle, not a secret
+
+
+def _classes(splits: Iterable[Sequence[Example]], config: DataConfig) -> tuple[str, ...]:
+    labels = tuple(sorted({example.label for examples in splits for example in examples}))
     if len(labels) == 1:
         raise DataError("data.label", f"column {config.label!r} holds one class only, {labels[0]!r}: nothing to learn")
-    return Splits(
-        test=examples[: config.test],
-        validation=examples[config.test : held_out],
-        train=examples[held_out:],
-        labels=labels,
-    )
+    return labels
+
+
+def _frames(config: DataConfig) -> dict[str, pd.DataFrame]:
+    """Split -> its rows."""
+    if config.path is None:
+        return _from_hub(config)
+    path = Path(config.path)
+    if path.is_dir():
+        return _from_folder(path)
+    return {"train": _read(path)}
+
+
+def _from_folder(folder: Path) -> dict[str, pd.DataFrame]:
+    files = {file.name.partition(".")[0].lower(): file for file in sorted(folder.iterdir()) if _kind(file) in KINDS}
+    frames = {
+        split: _read(files[name]) for split, names in SPLITS.items() for name in names if name in files
+    }
+    if "train" not in frames:
+        found = ", ".join(file.name for file in files.values()) or "no data files"
+        raise DataError("data.path", f"no train.jsonl, .json, .csv or .parquet in {folder}; it has: {found}")
+    return frames
+
+
+def _from_hub(config: DataConfig) -> dict[str, pd.DataFrame]:
+    from datasets import ClassLabel, load_dataset  # noqa: PLC0415 -- half a second, and most data is local
+
+    try:
+        loaded = load_dataset(config.name, config.subset, revision=config.revision)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError("data.name", f"can't load {config.name} from the hub: {str(error).splitlines()[0]}") from error
+    frames = {}
+    for split, names in SPLITS.items():
+        name = next((name for name in names if name in loaded), None)
+        if name is not None:
+            frames[split] = loaded[name].to_pandas()
+            for column, feature in loaded[name].features.items():
+                if isinstance(feature, ClassLabel):
+                    frames[split][column] = [feature.int2str(int(value)) for value in frames[split][column]]
+    if "train" not in frames:
+        raise DataError("data.name", f"{config.name} has no train split; it has: {', '.join(loaded)}")
+    return frames
+
+
+def _kind(path: Path) -> str:
+    return path.name.removesuffix(".gz").rpartition(".")[2]
 
 
 def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise DataError("data.path", f"no such file: {path}")
-    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    kind = _kind(path)
     try:
         match kind:
             case "jsonl":
@@ -157,112 +247,56 @@ def _read(path: Path) -> pd.DataFrame:
     raise DataError("data.path", f"must end in .jsonl, .json, .csv or .parquet (.gz allowed), got {path.name!r}")
 
 
-def _examples(frame: pd.DataFrame, config: DataConfig) -> tuple[Example, ...]:
+def _examples(frame: pd.DataFrame, config: DataConfig, task: str) -> tuple[Example, ...]:
     if frame.empty:
-        raise DataError("data.path", f"holds no examples: {config.path}")
-    for key, column in (("data.text", config.text), ("data.label", config.label)):
-        if column not in frame.columns:
-            columns = ", ".join(str(name) for name in frame.columns)
-            raise DataError(key, f"no column {column!r} in {config.path}; it has: {columns}")
-        empty = frame[column].isna() | (frame[column].astype(str).str.strip() == "")
-        if empty.any():
-            raise DataError(
-                key, f"column {column!r} is empty in {int(empty.sum())} rows, first in row {int(empty.argmax()) + 1}"
-            )
-    unique = frame.drop_duplicates(subset=config.text)
-    pairs = zip(unique[config.text].astype(str), unique[config.label].astype(str), strict=True)
-    examples = (Example(text=text, label=label) for text, label in pairs)
-    return tuple(sorted(examples, key=_split_order))
+        key = "data.path" if config.path else "data.name"
+        raise DataError(key, f"holds no examples: {_source(config)}")
+    choices = _choices(frame, config)
+    if task == "causal-lm" and config.messages is not None:
+        chats = [_turns(cell, row, config) for row, cell in enumerate(_column(frame, config, "messages"), start=1)]
+        return tuple(
+            Example(text=json.dumps(turns[:-1]), label=turns[-1][1], turns=turns, choices=options)
+            for turns, options in zip(chats, choices, strict=True)
+        )
+    given, answer = ("text", "label") if task == "classification" else ("prompt", "completion")
+    rows = zip(_column(frame, config, given), _column(frame, config, answer), choices, strict=True)
+    return tuple(Example(text=str(text), label=str(label), choices=options) for text, label, options in rows)
 
 
-def _split_order(example: Example) -> str:
-    return hashlib.sha1(f"{SPLIT_SALT}{example.text}".encode()).hexdigest()  # noqa: S324 -- a shuffle, not a secret
+def _column(frame: pd.DataFrame, config: DataConfig, key: str) -> list[Any]:
+    """A column without empty cells."""
+    column = getattr(config, key)
+    if column not in frame.columns:
+        columns = ", ".join(str(name) for name in frame.columns)
+        raise DataError(f"data.{key}", f"no column {column!r} in {_source(config)}; it has: {columns}")
+    empty = frame[column].isna() | (frame[column].astype(str).str.strip() == "")
+    if empty.any():
+        raise DataError(
+            f"data.{key}",
+            f"column {column!r} is empty in {int(empty.sum())} rows, first in row {int(empty.argmax()) + 1}",
+        )
+    return list(frame[column])
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], labels: Sequence[str], *, max_length: int
-) -> Tokenized:
-    """Turn examples into token ids, cut off at `max_length` tokens.
-
-    Args:
-        tokenizer: The base model's.
-        examples: One or more.
-        labels: Class names by class id.
-        max_length: In tokens, special tokens included.
-    """
-    class_id = {label: index for index, label in enumerate(labels)}
-    encoded = tokenizer([example.text for example in examples], truncation=True, max_length=max_length)
-    return Tokenized(
-        input_ids=tuple(tuple(ids) for ids in encoded["input_ids"]),
-        labels=tuple(class_id[example.label] for example in examples),
-    )
+def _turns(cell: object, row: int, config: DataConfig) -> tuple[Turn, ...]:
+    """The messages of a chat up to the assistant's last; a csv file has them as JSON."""
+    try:
+        listed = json.loads(cell) if isinstance(cell, str) else list(cell)  # type: ignore[call-overload]
+        turns = [(str(message["role"]), str(message["content"])) for message in listed]
+    except (TypeError, KeyError, ValueError) as error:
+        message = f"column {config.messages!r} must hold lists of messages with role and content, got {str(cell)[:80]!r}"
+        raise DataError("data.messages", f"{message} in row {row}") from error
+    while turns and turns[-1][0] != ASSISTANT:
+        turns.pop()
+    if strange := {role for role, _ in turns} - ROLES:
+        raise DataError("data.messages", f"row {row} has roles {sorted(strange)}; known: {', '.join(sorted(ROLES))}")
+    if not turns:
+        raise DataError("data.messages", f"row {row} has no message of the assistant: nothing to learn")
+    return tuple(turns)
 
 
-class BatchOrder:
-    """Which examples make up the batch of each step: a function of lengths, batch size and seed alone.
-
-    Examples of like length share a batch, so that little is padded. Each epoch has an order of its own.
-
-    Args:
-        lengths: Tokens of each example.
-        batch_size: Examples in a batch; all examples if there are fewer.
-        seed: The trial's.
-    """
-
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
-        self._lengths = lengths
-        self._batch_size = min(batch_size, len(lengths))
-        self._seed = seed
-        self._epoch: tuple[int, list[list[int]]] = (-1, [])
-
-    def at(self, step: int) -> list[int]:
-        """Indices of the examples in the batch of a step, counted from 0."""
-        epoch, position = divmod(step, len(self._lengths) // self._batch_size)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._shuffled(epoch))
-        return self._epoch[1][position]
-
-    def padded_tokens(self, step: int) -> int:
-        """B x T of the batch of a step."""
-        batch = self.at(step)
-        return len(batch) * max(self._lengths[index] for index in batch)
-
-    def _shuffled(self, epoch: int) -> list[list[int]]:
-        draw = random.Random(f"{self._seed}:{epoch}")  # noqa: S311 -- reproducible, not secret
-        order = list(range(len(self._lengths)))
-        draw.shuffle(order)
-        order = order[: len(order) // self._batch_size * self._batch_size]
-        batches = [batch for group in self._groups(order) for batch in group]
-        draw.shuffle(batches)
-        return batches
-
-    def _groups(self, order: list[int]) -> Iterator[list[list[int]]]:
-        size = self._batch_size * MEGABATCH
-        for start in range(0, len(order), size):
-            group = sorted(order[start : start + size], key=lambda index: self._lengths[index])
-            yield [group[at : at + self._batch_size] for at in range(0, len(group), self._batch_size)]
-
-
-def collate(data: Tokenized, indices: Sequence[int], *, pad_id: int, device: torch.device) -> Batch:
-    """Pad some examples to the longest of them.
-
-    Args:
-        data: Where the examples come from.
-        indices: At least one.
-        pad_id: Token id that fills up; masked out.
-        device: Where the batch goes.
-    """
-    rows = [torch.tensor(data.input_ids[index]) for index in indices]
-    pad = torch.nn.utils.rnn.pad_sequence
-    return Batch(
-        input_ids_BT=pad(rows, batch_first=True, padding_value=pad_id).to(device),
-        attention_mask_BT=pad([torch.ones_like(row) for row in rows], batch_first=True).to(device),
-        labels_B=torch.tensor([data.labels[index] for index in indices], device=device),
-    )
-
-
-def evaluation_batches(data: Tokenized, *, batch_size: int, pad_id: int, device: torch.device) -> tuple[Batch, ...]:
-    """All examples once, by rising length; the last batch is the longest."""
-    order = sorted(range(len(data)), key=lambda index: len(data.input_ids[index]))
-    chunks = (order[at : at + batch_size] for at in range(0, len(order), batch_size))
-    return tuple(collate(data, chunk, pad_id=pad_id, device=device) for chunk in chunks)
+def _choices(frame: pd.DataFrame, config: DataConfig) -> list[tuple[str, ...]]:
+    if config.choices is None:
+        return [()] * len(frame)
+    cells = [json.loads(cell) if isinstance(cell, str) else cell for cell in _column(frame, config, "choices")]
+    return [tuple(str(choice) for choice in cell) for cell in cells]

@@ -1,44 +1,119 @@
-"""Accuracy and loss of a model on prepared batches. Runs on the worker."""
+"""Loss and metrics of a model on prepared batches. Runs on the worker.
+
+B is rows in a batch, T tokens of its longest row, C classes, V words, N tokens that are learned.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch.nn.functional import cross_entropy
+
+from tuner.trial import Metric
+from tuner.worker.batches import IGNORED, Batch
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tuner.worker.data import Batch
     from tuner.worker.model import BaseModel
 
 Watch = Callable[[], contextlib.AbstractContextManager[None]]
+Floats = npt.NDArray[np.float64]
+NUM_RESAMPLES = 200
+"""Bootstrap samples behind the standard error of macro F1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """A metric's value."""
+
+    value: float
+    standard_error: float
+    """In the metric's unit, from the spread over the examples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """How good a model is on some examples."""
 
-    accuracy: float
-    """Share of examples whose most likely class is the right one."""
+    scores: Mapping[Metric, Score]
+    """Every metric that was measured."""
     loss: float
-    """Mean cross entropy in nats."""
+    """Mean cross entropy in nats, of an example's class or a completion's token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Examined:
+    """What is known of each example of a causal language model."""
+
+    nll: Floats
+    """Summed cross entropy of its completion in nats: minus the log-likelihood."""
+    num_tokens: Floats
+    """Tokens of its completion."""
+    num_right: Floats
+    """Those that are the likeliest after the right ones before them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choices:
+    """The completions to choose from, ready to be scored."""
+
+    batches: tuple[Batch, ...]
+    order: npt.NDArray[np.int64]
+    """Which alternative each row of the batches is, in their order."""
+    example: npt.NDArray[np.int64]
+    """Which example each alternative belongs to."""
+    is_right: npt.NDArray[np.bool_]
+    """Whether each alternative is the right one."""
 
 
 def forward(base: BaseModel, model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Logits of shape (B, classes), in float32."""
+    """Logits of shape (B, C) or (B, T, V), in the type that the model gives."""
     with base.autocast():
-        output = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT)
-    logits_BC: torch.Tensor = output.logits
-    return logits_BC.float()
+        output = model(**batch.inputs())
+    logits: torch.Tensor = output.logits
+    return logits
+
+
+def learned(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits, labels) of what is learned: classes, or the completions' tokens, each with what predicts it, in float32.
+
+    Only rows that count are turned into float32: of a long prompt with a short answer that is little.
+    """
+    if labels.dim() == 1:
+        return logits.float(), labels
+    next_labels_BT = labels[:, 1:]
+    is_learned_BT = next_labels_BT != IGNORED
+    return logits[:, :-1][is_learned_BT].float(), next_labels_BT[is_learned_BT]
+
+
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy, summed over the classes or tokens that are learned."""
+    logits_NV, labels_N = learned(logits, labels)
+    return cross_entropy(logits_NV, labels_N, reduction="sum")
+
+
+def num_learned(batch: Batch) -> int:
+    """Classes or tokens that a batch teaches."""
+    if batch.labels.dim() == 1:
+        return len(batch.labels)
+    return int((batch.labels[:, 1:] != IGNORED).sum())
 
 
 @torch.no_grad()
 def evaluate(
-    base: BaseModel, model: nn.Module, batches: Sequence[Batch], watch: Watch = contextlib.nullcontext
+    base: BaseModel,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    choices: Choices | None = None,
+    watch: Watch = contextlib.nullcontext,
 ) -> Evaluation:
     """Evaluate, and leave the model in training mode or not as it was.
 
@@ -46,16 +121,121 @@ def evaluate(
         base: What the model is built on.
         model: The base, or the base with an adapter.
         batches: At least one; the last is the largest.
+        choices: Measure the choice accuracy too.
         watch: Put around the last batch, to measure its memory.
     """
     was_training = model.training
     model.eval()
-    num_right, loss, num = 0, 0.0, 0
+    if batches[0].labels.dim() == 1:
+        result = _classified(base, model, batches, watch)
+    else:
+        examined = _examined(base, model, batches, watch)
+        result = Evaluation(scores=completion_scores(examined), loss=float(examined.nll.sum() / examined.num_tokens.sum()))
+        if choices is not None:
+            chosen = choice_score(_examined(base, model, choices.batches, contextlib.nullcontext), choices)
+            result = Evaluation(scores={**result.scores, Metric.CHOICE_ACCURACY: chosen}, loss=result.loss)
+    model.train(was_training)
+    return result
+
+
+def completion_scores(examined: Examined) -> dict[Metric, Score]:
+    """Exact match, token accuracy and perplexity.
+
+    Exact match needs no generation: greedy decoding gives the right completion if and only if each of its tokens is the
+    likeliest after the right ones before it. A test holds this against `generate`.
+    """
+    total = examined.num_tokens.sum()
+    loss = float(examined.nll.sum() / total)
+    loss_error = _ratio_error(examined.nll, examined.num_tokens)
+    return {
+        Metric.EXACT_MATCH: share(examined.num_right == examined.num_tokens),
+        Metric.TOKEN_ACCURACY: Score(
+            value=float(examined.num_right.sum() / total),
+            standard_error=_ratio_error(examined.num_right, examined.num_tokens),
+        ),
+        Metric.PERPLEXITY: Score(value=_exp(loss), standard_error=_exp(loss) * loss_error),
+    }
+
+
+def choice_score(examined: Examined, choices: Choices) -> Score:
+    """Share of examples whose right completion has the highest log-likelihood; the first of equal ones counts."""
+    nll = np.empty_like(examined.nll)
+    nll[choices.order] = examined.nll
+    best: dict[int, int] = {}
+    for alternative, example in enumerate(choices.example):
+        if example not in best or nll[alternative] < nll[best[int(example)]]:
+            best[int(example)] = alternative
+    return share(choices.is_right[list(best.values())])
+
+
+def class_scores(predicted: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> dict[Metric, Score]:
+    """Accuracy and macro F1.
+
+    Args:
+        predicted: Class ids.
+        right: Class ids; classes that do not occur here don't count.
+    """
+    draw = np.random.default_rng(0)
+    samples = draw.integers(len(right), size=(NUM_RESAMPLES, len(right)))
+    resampled = [macro_f1(predicted[sample], right[sample]) for sample in samples]
+    f1 = Score(value=macro_f1(predicted, right), standard_error=float(np.std(resampled)))
+    return {Metric.ACCURACY: share(predicted == right), Metric.MACRO_F1: f1}
+
+
+def macro_f1(predicted: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> float:
+    """Mean over the classes that occur of 2 TP / (2 TP + FP + FN)."""
+    num = int(max(predicted.max(), right.max())) + 1
+    hits = np.bincount(right[predicted == right], minlength=num)
+    named, real = np.bincount(predicted, minlength=num), np.bincount(right, minlength=num)
+    occurs = real > 0
+    return float(np.mean(2 * hits[occurs] / (named[occurs] + real[occurs])))
+
+
+def share(is_right: npt.NDArray[np.bool_]) -> Score:
+    """The share of hits, with the error sqrt(p (1 - p) / n) of a binomial share."""
+    p = float(np.mean(is_right))
+    return Score(value=p, standard_error=math.sqrt(p * (1 - p) / len(is_right)))
+
+
+def _ratio_error(numerators: Floats, denominators: Floats) -> float:
+    """Standard error of a ratio of sums over examples, which are independent where their tokens are not (delta method)."""
+    residuals = numerators - numerators.sum() / denominators.sum() * denominators
+    return float(np.sqrt((residuals**2).sum()) / denominators.sum())
+
+
+def _exp(loss: float) -> float:
+    """Bounded, so that a number can be written down where the loss is out of all bounds."""
+    return math.exp(min(loss, 700))
+
+
+def _classified(base: BaseModel, model: nn.Module, batches: Sequence[Batch], watch: Watch) -> Evaluation:
+    predicted, right, loss = [], [], 0.0
     for index, batch in enumerate(batches):
         with watch() if index == len(batches) - 1 else contextlib.nullcontext():
-            logits_BC = forward(base, model, batch)
-        num_right += int((logits_BC.argmax(-1) == batch.labels_B).sum())
-        loss += float(torch.nn.functional.cross_entropy(logits_BC, batch.labels_B, reduction="sum"))
-        num += len(batch.labels_B)
-    model.train(was_training)
-    return Evaluation(accuracy=num_right / num, loss=loss / num)
+            logits_BC = forward(base, model, batch).float()
+        predicted.append(logits_BC.argmax(-1).cpu().numpy())
+        right.append(batch.labels.cpu().numpy())
+        loss += float(cross_entropy(logits_BC, batch.labels, reduction="sum"))
+    scores = class_scores(np.concatenate(predicted), np.concatenate(right))
+    return Evaluation(scores=scores, loss=loss / sum(map(len, right)))
+
+
+def _examined(base: BaseModel, model: nn.Module, batches: Sequence[Batch], watch: Watch) -> Examined:
+    found = []
+    for index, batch in enumerate(batches):
+        with watch() if index == len(batches) - 1 else contextlib.nullcontext():
+            logits_BTV = forward(base, model, batch)
+            found.append(_per_row(logits_BTV, batch.labels))
+    columns = np.concatenate(found, axis=1)
+    return Examined(nll=columns[0], num_tokens=columns[1], num_right=columns[2])
+
+
+def _per_row(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> Floats:
+    """(summed cross entropy, tokens, right tokens) of each row, of shape (3, B)."""
+    logits_NV, labels_N = learned(logits_BTV, labels_BT)
+    row_N = (labels_BT[:, 1:] != IGNORED).nonzero()[:, 0]
+    nll_N = cross_entropy(logits_NV, labels_N, reduction="none").double()
+    right_N = (logits_NV.argmax(-1) == labels_N).double()
+    sums = torch.zeros(3, len(labels_BT), dtype=torch.float64, device=labels_BT.device)
+    sums.index_add_(1, row_N, torch.stack([nll_N, torch.ones_like(nll_N), right_N]))
+    return sums.cpu().numpy()

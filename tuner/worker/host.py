@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
 import platform
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from tuner.trial import FailReason, Metrics, Outcome, TrialSpec, TrialState
+from tuner.trial import Baseline, FailReason, Metrics, Outcome, TrialSpec, TrialState, folder_name
+from tuner.worker.batches import evaluation_batches, evaluation_order
 from tuner.worker.checkpoint import restore_checkpoint, save_checkpoint
-from tuner.worker.data import Splits, evaluation_batches, load_splits, tokenize
+from tuner.worker.data import Splits, load_splits
+from tuner.worker.evaluation import Choices
 from tuner.worker.inspection import inspect_sweep
 from tuner.worker.model import BaseModel, load_base
+from tuner.worker.tokens import alternatives, tokenize_splits
 from tuner.worker.training import TrainingData, TrialRun
 
 if TYPE_CHECKING:
-    from tuner.config import SweepConfig
+    from tuner.config import ModelConfig, SweepConfig
     from tuner.trial import Inspection
 
 log = logging.getLogger(__name__)
@@ -37,7 +43,7 @@ class Worker:
     def __init__(self, config: SweepConfig, folder: Path | None) -> None:
         self._config = config
         self._folder = folder
-        self._loaded: tuple[BaseModel, TrainingData] | None = None
+        self._loaded: Loaded | None = None
         self._spec: TrialSpec | None = None
         self._run: TrialRun | None = None
         torch.set_num_threads(max(1, int(config.resources.cpus_per_trial)))
@@ -66,7 +72,7 @@ class Worker:
             result = self._advance(self._spec)
         except Exception as error:
             result = _failure(error)
-            log.exception("trial %d failed", self._spec.number)
+            log.exception("%s failed", self._spec.label)
             self._forget()
         if isinstance(result, Outcome):
             self.close()
@@ -77,32 +83,39 @@ class Worker:
         self._spec = None
         if self._run is not None:
             self._run.close()
+            is_spoilt = self._run.is_base_spoilt
             self._run = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            if is_spoilt:
+                self._loaded = None
+        _free_memory()
 
     def _advance(self, spec: TrialSpec) -> Metrics | Outcome:
-        checkpoint = self._folder / "checkpoints" / f"trial-{spec.number:04d}" if self._folder else None
+        checkpoint = self._folder / "checkpoints" / folder_name(spec.number) if self._folder else None
         if self._run is None:
-            base, data = self._load()
-            self._run = TrialRun(base, data, spec, self._config.training)
-            log.info("trial %d: %s", spec.number, spec)
+            loaded = self._load(base_for(self._config, spec))
+            self._run = TrialRun(loaded.base, loaded.data, spec, self._config)
+            log.info("%s: %s", spec.label, spec)
             if checkpoint and (metrics := restore_checkpoint(self._run, checkpoint)):
-                log.info("trial %d goes on from step %d", spec.number, metrics.steps)
+                log.info("%s goes on from step %d", spec.label, metrics.steps)
                 return metrics
-        done = self._run.metrics.steps if self._run.metrics else 0
-        result = self._run.advance(next(rung for rung in self._config.rungs if rung > done))
-        if checkpoint and isinstance(result, Metrics):
+        result = self._run.advance(self._next_rung(spec, self._run))
+        if checkpoint and isinstance(result, Metrics) and spec.baseline is None:
             is_last = result.steps == self._config.training.max_steps
-            save_checkpoint(self._run, checkpoint, with_adapter=is_last and spec.lora is not None)
+            save_checkpoint(self._run, checkpoint, with_adapter=is_last)
         return result
 
-    def _load(self) -> tuple[BaseModel, TrainingData]:
-        if self._loaded is None:
-            splits = load_splits(self._config.data)
-            base = load_base(self._config.model, splits.labels, device_of(self._config))
-            self._loaded = base, prepare_data(self._config, base, splits)
+    def _next_rung(self, spec: TrialSpec, run: TrialRun) -> int:
+        if spec.baseline is Baseline.ZERO_SHOT:
+            return 0
+        done = run.metrics.steps if run.metrics else 0
+        return next(rung for rung in self._config.rungs if rung > done)
+
+    def _load(self, wanted: BaseSpec) -> Loaded:
+        """The base in the form that a trial needs; the one before goes first, for both may not fit."""
+        if self._loaded is None or self._loaded.spec != wanted:
+            self._loaded = None
+            _free_memory()
+            self._loaded = load(self._config, wanted)
         return self._loaded
 
     def _forget(self) -> None:
@@ -111,21 +124,98 @@ class Worker:
         self._loaded = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseSpec:
+    """The form in which a trial needs the base."""
+
+    config: ModelConfig
+    """What to load."""
+    is_trained: bool = False
+    """Whether its weights are trained."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """What a process keeps from trial to trial."""
+
+    spec: BaseSpec
+    base: BaseModel
+    data: TrainingData
+
+
+def load(config: SweepConfig, spec: BaseSpec) -> Loaded:
+    """Load base and data."""
+    splits = load_splits(config.data, config.training.task)
+    device = device_of(config)
+    base = load_base(spec.config, config.training.task, splits.labels, device, is_trained=spec.is_trained)
+    if config.training.packing:
+        require_isolation(base)
+    return Loaded(spec=spec, base=base, data=prepare_data(config, base, splits))
+
+
+def base_for(config: SweepConfig, spec: TrialSpec) -> BaseSpec:
+    """The base that a trial trains on: the sweep's, or for two of the baselines the same without quantization."""
+    if spec.baseline not in {Baseline.FULL, Baseline.UNQUANTIZED_LORA}:
+        return BaseSpec(config=config.model)
+    plain = config.model.model_copy(update={"quantization": "none"})
+    return BaseSpec(config=plain, is_trained=spec.baseline is Baseline.FULL)
+
+
 def device_of(config: SweepConfig) -> torch.device:
     """Trials that ask for a GPU run on it, all others on the CPU."""
     return torch.device("cuda" if config.resources.gpus_per_trial > 0 else "cpu")
 
 
 def prepare_data(config: SweepConfig, base: BaseModel, splits: Splits) -> TrainingData:
-    """Tokenize the splits that trials see."""
-    pad_id = base.tokenizer.pad_token_id
-    max_length = config.data.max_length
-    train = tokenize(base.tokenizer, splits.train, splits.labels, max_length=max_length)
-    validation = tokenize(base.tokenizer, splits.validation, splits.labels, max_length=max_length)
-    batches = evaluation_batches(
-        validation, batch_size=config.training.eval_batch_size, pad_id=pad_id, device=base.device
+    """Tokenize the splits that trials see, and put the validation data on the device."""
+    tokenized = tokenize_splits(base.tokenizer, splits, config.data, config.training.task)
+    build = functools.partial(
+        evaluation_batches, batch_size=config.training.eval_batch_size, pad_id=base.pad_id, device=base.device
     )
-    return TrainingData(train=train, validation=batches, num_validation=len(validation), pad_id=pad_id)
+    choices = None
+    if config.is_choice_asked:
+        asked = alternatives(base.tokenizer, splits, config.data)
+        order = evaluation_order(asked.tokens, config.training.eval_batch_size)
+        choices = Choices(
+            batches=build(asked.tokens),
+            order=np.array([index for chunk in order for index in chunk]),
+            example=asked.example,
+            is_right=asked.is_right,
+        )
+    return TrainingData(
+        train=tokenized.train,
+        validation=build(tokenized.validation),
+        choices=choices,
+        num_validation=len(tokenized.validation),
+        capacity=config.data.max_length if config.training.packing else None,
+    )
+
+
+@torch.no_grad()
+def require_isolation(base: BaseModel) -> None:
+    """Make sure that an architecture keeps packed examples apart: a change in one must not be seen in the next.
+
+    Raises:
+        ValueError: It does not.
+    """
+    tokens = torch.arange(3, 11, device=base.device)[None] % base.model.config.get_text_config().vocab_size
+    changed = tokens.clone()
+    changed[:, :4] = tokens[:, 4:]
+    positions = (torch.arange(8, device=base.device) % 4)[None]
+    base.model.eval()
+    with base.autocast():
+        one, other = (
+            base.model(input_ids=ids, position_ids=positions).logits for ids in (tokens, changed)
+        )
+    if not torch.equal(one[:, 4:], other[:, 4:]):
+        msg = f"training.packing: packed examples of a {base.model.config.model_type} see each other; set it to false"
+        raise ValueError(msg)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _failure(error: Exception) -> Outcome:

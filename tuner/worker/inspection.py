@@ -3,32 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
-from tuner.config import is_folder_name
+from tuner.config import is_folder_name, options_of
+from tuner.layers import ModelFacts
 from tuner.trial import Inspection
-from tuner.worker.adapters import resolve_ranks
-from tuner.worker.data import DataError, load_splits
-from tuner.worker.model import block_linears, load_model_config, load_tokenizer, skeleton
+from tuner.worker.architecture import facts_of, skeleton
+from tuner.worker.data import DataError, Splits, load_splits
+from tuner.worker.gguf import SUFFIX
+from tuner.worker.model import load_model_config, load_tokenizer, quiet
+from tuner.worker.tokens import alternatives, tokenize_splits
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from tuner.config import ModelConfig, SweepConfig
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+PICKLES = ("*.bin", "*.bin.index.json")
+
+KeyAndMessage = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """A model without its weights."""
+
+    config: PretrainedConfig
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
 
 
 def inspect_sweep(config: SweepConfig) -> Inspection:
-    """Collect what is wrong with model, data and device, and the sizes of the splits."""
-    problems = [*_device_problems(config), *_model_problems(config)]
-    try:
-        splits = load_splits(config.data)
-    except DataError as error:
-        return Inspection(problems=(*problems, (error.key, error.message)))
+    """Collect what is wrong with model, data and device, what the model is made of, and the sizes of the splits."""
+    quiet()
+    problems: list[KeyAndMessage] = [*_device_problems(config)]
+    splits = _splits(config, problems)
+    opened = _open(config.model, config.training.task, splits.labels if splits else ("a", "b"), problems)
+    num_too_long = 0
+    if opened:
+        problems += _model_problems(config, opened)
+    if opened and splits and not problems:
+        num_too_long = _tokenized(config, opened, splits, problems)
+    facts = facts_of(opened.model) if opened else ModelFacts()
+    if splits is None:
+        return Inspection(problems=tuple(problems), model=facts)
     return Inspection(
         problems=tuple(problems),
         data_fingerprint=splits.fingerprint,
@@ -37,44 +61,90 @@ def inspect_sweep(config: SweepConfig) -> Inspection:
         num_test=len(splits.test),
         labels=splits.labels,
         majority_share=splits.majority_share,
+        num_duplicates=splits.num_duplicates,
+        num_too_long=num_too_long,
+        model=facts,
     )
 
 
-def _device_problems(config: SweepConfig) -> Iterator[tuple[str, str]]:
+def inspect_model(config: ModelConfig, task: str) -> ModelFacts:
+    """What a model is made of, from its configuration alone.
+
+    Raises:
+        ValueError: There is no such model, or transformers does not know it.
+    """
+    quiet()
+    problems: list[KeyAndMessage] = []
+    opened = _open(config, task, ("a", "b"), problems)
+    if opened is None:
+        raise ValueError(problems[0][1])
+    return facts_of(opened.model)
+
+
+def _splits(config: SweepConfig, problems: list[KeyAndMessage]) -> Splits | None:
+    try:
+        return load_splits(config.data, config.training.task)
+    except DataError as error:
+        problems.append((error.key, error.message))
+        return None
+
+
+def _tokenized(config: SweepConfig, opened: Opened, splits: Splits, problems: list[KeyAndMessage]) -> int:
+    """Tokenize once for all workers of this node; returns how many examples are too long."""
+    try:
+        if config.is_choice_asked:
+            alternatives(opened.tokenizer, splits, config.data)
+        return tokenize_splits(opened.tokenizer, splits, config.data, config.training.task).num_too_long
+    except DataError as error:
+        problems.append((error.key, error.message))
+        return 0
+
+
+def _device_problems(config: SweepConfig) -> Iterator[KeyAndMessage]:
     gpus = config.resources.gpus_per_trial
     if gpus > 0 and not torch.cuda.is_available():
         yield "resources.gpus_per_trial", f"asks for {gpus:g} GPU, and torch {torch.__version__} sees no CUDA device"
 
 
-def _model_problems(config: SweepConfig) -> Iterator[tuple[str, str]]:
-    if problem := _folder_problem(config.model):
-        yield "model.name", problem
-        return
+def _open(config: ModelConfig, task: str, labels: tuple[str, ...], problems: list[KeyAndMessage]) -> Opened | None:
+    if problem := _place_problem(config, task):
+        problems.append(("model.name", problem))
+        return None
     try:
-        model_config = load_model_config(config.model, ("a", "b"))
-        model, tokenizer = skeleton(model_config), load_tokenizer(config.model)
-    except (OSError, ValueError) as error:
-        yield "model.name", f"can't be loaded for {config.training.task}: {str(error).splitlines()[0]}"
-        return
-    yield from _tokenizer_problems(config.model, tokenizer)
-    longest = getattr(model_config, "max_position_embeddings", None)
+        model_config = load_model_config(config, labels if task == "classification" else ())
+        model = skeleton(model_config, task, trust_remote_code=config.trust_remote_code)
+        return Opened(config=model_config, model=model, tokenizer=load_tokenizer(config))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        problems.append(("model.name", f"can't be loaded for {task}: {str(error).splitlines()[0]}"))
+        return None
+
+
+def _model_problems(config: SweepConfig, opened: Opened) -> Iterator[KeyAndMessage]:
+    yield from _tokenizer_problems(config.model, opened.tokenizer)
+    longest = getattr(opened.config, "max_position_embeddings", None)
     if longest is not None and config.data.max_length > longest:
         yield (
             "data.max_length",
             f"must be at most {longest}, the positions that the model has, got {config.data.max_length}",
         )
-    yield from _target_problems(config, block_linears(model))
+    is_transposed = any(isinstance(module, Conv1D) for module in opened.model.modules())
+    if is_transposed and "olora" in options_of(config.search.space.init_lora_weights):
+        reason = f"the weights of {opened.config.model_type} lie the other way round (Conv1D), which PEFT's OLoRA does not take"
+        yield "search.space.init_lora_weights", f"olora can't be used here: {reason}"
 
 
-def _tokenizer_problems(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
+def _tokenizer_problems(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[KeyAndMessage]:
     # Where a folder has no tokenizer files, transformers 5.23 makes one of special tokens alone: each text is all unknown.
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         yield "model.name", f"no tokenizer in {config.name}, or one with no words"
     elif tokenizer.pad_token_id is None:
-        yield "model.name", f"the tokenizer of {config.name} has no padding token"
+        yield "model.name", f"the tokenizer of {config.name} has neither a padding nor an end-of-sequence token"
 
 
-def _folder_problem(config: ModelConfig) -> str | None:
+def _place_problem(config: ModelConfig, task: str) -> str | None:
+    """What is wrong with a model's folder or file; a hub id is looked up later."""
+    if config.name.endswith(SUFFIX):
+        return _gguf_problem(Path(config.name), task)
     if not is_folder_name(config.name):
         return None
     folder = Path(config.name)
@@ -82,32 +152,19 @@ def _folder_problem(config: ModelConfig) -> str | None:
         return f"no such model folder: {folder}"
     if not (folder / "config.json").is_file():
         return f"no config.json in {folder}"
-    if not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
-        return f"no weights as safetensors in {folder}"
+    if _has(folder, WEIGHT_FILES) or (config.allow_pickle and _has(folder, PICKLES)):
+        return None
+    hint = "; it has pickled ones, which model.allow_pickle: true would take" if _has(folder, PICKLES) else ""
+    return f"no weights as safetensors in {folder}{hint}"
+
+
+def _gguf_problem(file: Path, task: str) -> str | None:
+    if not file.is_file():
+        return f"no such GGUF file: {file}"
+    if task != "causal-lm":
+        return f"a GGUF file is taken for causal-lm only, and training.task is {task}"
     return None
 
 
-def _target_problems(config: SweepConfig, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    targets = {module for modules in config.search.space.target_sets().values() for module in modules}
-    unknown = [target for target in sorted(targets) if not _fits(names, target)]
-    if unknown:
-        known = ", ".join(_endings(names)) or "none in its blocks"
-        yield "search.space.target_modules", f"no linear layer is named {', '.join(unknown)}; the model has: {known}"
-
-
-def _fits(names: tuple[str, ...], target: str) -> bool:
-    try:
-        resolve_ranks(names, {target: 1})
-    except ValueError:
-        return False
-    return True
-
-
-def _endings(names: tuple[str, ...]) -> list[str]:
-    """What comes after the block's number, each once: `attention.self.query` of `encoder.layer.3.attention.self.query`."""
-    endings = []
-    for name in names:
-        parts = name.split(".")
-        last_number = max(index for index, part in enumerate(parts) if part.isdecimal())
-        endings.append(".".join(parts[last_number + 1 :]))
-    return list(dict.fromkeys(endings))
+def _has(folder: Path, patterns: tuple[str, ...]) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in patterns)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from bitsandbytes.nn.modules import Linear4bit
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+
+from tuner.worker.architecture import AUTO_CLASSES, layers_of, outer_linears, skeleton
+from tuner.worker.gguf import SUFFIX, converted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,40 +40,54 @@ class BaseModel:
     """Where it stands."""
     compute_dtype: torch.dtype
     """Type of activations."""
+    config: ModelConfig
+    """What it was loaded by."""
 
     def autocast(self) -> torch.autocast:
         """Context of each forward pass: adapters stay float32 and compute in `compute_dtype`."""
         is_needed = self.compute_dtype is not torch.float32
         return torch.autocast(self.device.type, dtype=self.compute_dtype, enabled=is_needed)
 
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills up batches."""
+        return int(self.tokenizer.pad_token_id)
 
-def load_base(config: ModelConfig, labels: tuple[str, ...], device: torch.device) -> BaseModel:
+
+def load_base(
+    config: ModelConfig, task: str, labels: tuple[str, ...], device: torch.device, *, is_trained: bool = False
+) -> BaseModel:
     """Load weights and tokenizer, quantize, freeze.
 
     Args:
         config: The sweep's `model` section.
-        labels: Class names by class id.
+        task: `classification` or `causal-lm`.
+        labels: Class names by class id; empty for causal language models.
         device: A CUDA device or the CPU.
+        is_trained: Keep the weights in float32, as weights that are trained must be.
     """
     start_s = time.perf_counter()
-    _quiet()
+    quiet()
     dtype = compute_dtype(config, device)
+    tokenizer = load_tokenizer(config)
     model_config = load_model_config(config, labels)
+    if model_config.pad_token_id is None:
+        model_config.pad_token_id = tokenizer.pad_token_id  # decoders that classify look for the last real token by it
+    model_config.use_cache = False  # a cache of keys and values would hide packed examples' borders, and costs memory
     torch.manual_seed(0)  # the unused head of the base; each trial draws its own
-    model = AutoModelForSequenceClassification.from_pretrained(
-        config.name,
-        revision=config.revision or "main",
+    model = AUTO_CLASSES[task].from_pretrained(
+        **_origin(config),
         config=model_config,
-        quantization_config=_quantization(config, model_config, dtype),
-        dtype=dtype,
+        quantization_config=_quantization(config, model_config, task, dtype),
+        dtype=torch.float32 if is_trained else dtype,
         device_map={"": device},
-        use_safetensors=True,
+        use_safetensors=None if config.allow_pickle else True,
         ignore_mismatched_sizes=True,  # a head for other classes; each trial draws its own
     )
     model.requires_grad_(requires_grad=False)
     _keep_backward_right(model)
     log.info("base model loaded in %.1f s: %s, %s", time.perf_counter() - start_s, config.name, config.quantization)
-    return BaseModel(model=model, tokenizer=load_tokenizer(config), device=device, compute_dtype=dtype)
+    return BaseModel(model=model, tokenizer=tokenizer, device=device, compute_dtype=dtype, config=config)
 
 
 def load_model_config(config: ModelConfig, labels: tuple[str, ...]) -> PretrainedConfig:
@@ -77,40 +97,44 @@ def load_model_config(config: ModelConfig, labels: tuple[str, ...]) -> Pretraine
         OSError: No such folder, no config.json in it, or a hub that can't be reached.
         ValueError: A config.json that transformers does not know.
     """
-    loaded: PretrainedConfig = AutoConfig.from_pretrained(
-        config.name,
-        revision=config.revision or "main",
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-    )
+    classes = {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+    loaded: PretrainedConfig = AutoConfig.from_pretrained(**_origin(config), **(classes if labels else {}))
     return loaded
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer."""
-    return AutoTokenizer.from_pretrained(config.name, revision=config.revision or "main")
+    """The model's tokenizer; one without a padding token pads with the end of sequence, which the attention mask hides."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_origin(config))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
-def skeleton(model_config: PretrainedConfig) -> PreTrainedModel:
-    """The model without weights, on the meta device."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(model_config)  # type: ignore[no-untyped-call]
-    return model
+def load_weights(base: BaseModel) -> dict[str, torch.Tensor]:
+    """The weights of the blocks' linear layers as they are without quantization, by full name of the layer, on the CPU.
 
-
-def block_linears(model: nn.Module) -> tuple[str, ...]:
-    """Full names of the linear layers inside the repeated blocks: what can be quantized and adapted.
-
-    Linear layers outside of them (pooler, head) are not in it: bitsandbytes must not quantize a head that is trained, and
-    a target `dense` must not reach a pooler.
+    Read anew from where the base came from: (out, in) each.
     """
-    return tuple(name for name in _linears(model) if _is_in_block(model, name))
+    origin, auto_class = _origin(base.config), type(base.model)
+    model = auto_class.from_pretrained(
+        **origin, config=copy.deepcopy(base.model.config), dtype=base.compute_dtype, ignore_mismatched_sizes=True
+    )
+    modules = ((layer.name, model.get_submodule(layer.name)) for layer in layers_of(model))
+    return {name: module.weight.T if isinstance(module, Conv1D) else module.weight for name, module in modules}
 
 
-def head_linears(model: nn.Module) -> tuple[str, ...]:
-    """Full names of the linear layers outside the repeated blocks."""
-    return tuple(name for name in _linears(model) if not _is_in_block(model, name))
+def _origin(config: ModelConfig) -> dict[str, Any]:
+    """Where transformers finds the model. A GGUF file is converted at its first use."""
+    name = str(converted(Path(config.name))) if config.name.endswith(SUFFIX) else config.name
+    return {
+        "pretrained_model_name_or_path": name,
+        "revision": config.revision or "main",
+        "trust_remote_code": config.trust_remote_code,
+    }
 
 
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -125,25 +149,21 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
             return torch.bfloat16 if has_bf16 else torch.float32
 
 
-def _linears(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-
-
-def _is_in_block(model: nn.Module, name: str) -> bool:
-    parts = name.split(".")
-    parents = (".".join(parts[:end]) for end in range(1, len(parts)))
-    return any(isinstance(model.get_submodule(parent), torch.nn.ModuleList) for parent in parents)
-
-
-def _quantization(config: ModelConfig, model_config: PretrainedConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def _quantization(
+    config: ModelConfig, model_config: PretrainedConfig, task: str, dtype: torch.dtype
+) -> BitsAndBytesConfig | None:
+    """Only linear layers inside the blocks are quantized: a head that is trained must not be, nor an output layer."""
     if config.quantization == "none":
         return None
+    kept = list(outer_linears(skeleton(model_config, task, trust_remote_code=config.trust_remote_code)))
+    if config.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)  # type: ignore[no-untyped-call]
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_quant_type=config.quantization,
         bnb_4bit_use_double_quant=config.double_quantization,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=list(head_linears(skeleton(model_config))),
+        llm_int8_skip_modules=kept,
     )
 
 
@@ -156,7 +176,7 @@ def _keep_backward_right(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Progress bars and load reports of a worker would garble the driver's screen."""
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -7,10 +7,11 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.trial import FailReason, Inspection, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
+from tuner.layers import ALL_LINEAR, Group, Layer, ModelFacts, count_trainable, parse_selector, ranks_of
+from tuner.trial import Baseline, FailReason, Inspection, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
 
 if TYPE_CHECKING:
-    from tuner.config import SweepConfig
+    from tuner.config import SpaceConfig, SweepConfig
 
 NUM_VALIDATION = 400
 
@@ -38,6 +39,7 @@ class SyntheticWorker:
             num_validation=NUM_VALIDATION,
             labels=("a", "b"),
             majority_share=0.5,
+            model=synthetic_model(self._config.search.space),
         )
 
     def start(self, spec: TrialSpec) -> None:
@@ -48,32 +50,56 @@ class SyntheticWorker:
     def advance(self) -> Metrics | Outcome:
         """The next rung's numbers; a learning rate above 0.1 diverges."""
         assert self._spec is not None  # noqa: S101 -- start() comes first
-        assert self._spec.lora is not None  # noqa: S101 -- sweeps always adapt something
+        if self._spec.baseline is Baseline.ZERO_SHOT:
+            return _metrics(self._spec, 0, self._config)
         self._steps = next(rung for rung in self._config.rungs if rung > self._steps)
         if self._spec.learning_rate > 0.1:  # noqa: PLR2004 -- the cliff
             return Outcome(state=TrialState.FAIL, reason=FailReason.LOSS_NOT_FINITE, detail="synthetic divergence")
-        return _metrics(self._spec, self._steps, self._config.training.max_steps)
+        return _metrics(self._spec, self._steps, self._config)
 
     def close(self) -> None:
         """Nothing to drop."""
 
 
-def _metrics(spec: TrialSpec, steps: int, max_steps: int) -> Metrics:
-    assert spec.lora is not None  # noqa: S101 -- checked by the caller
-    ranks = spec.lora.ranks()
-    total_rank = sum(ranks.values())
-    fit = 1 - math.exp(-3 * steps / max_steps)
-    skill = 0.95 - 0.4 / (1 + total_rank) - 0.3 * abs(math.log10(spec.learning_rate) + 2.5)
+def synthetic_model(space: SpaceConfig) -> ModelFacts:
+    """A model of six blocks that has every module which a space names, and more."""
+    named = {target for targets in space.target_sets().values() for target in targets} | set(space.rank_pattern)
+    modules = {parse_selector(key).name for key in named} - {"", ALL_LINEAR, *Group}
+    names = sorted(modules | {"attention.q", "attention.v", "mlp.up", "mlp.down"})
+    layers = tuple(
+        Layer(
+            name=f"blocks.{block}.{name}",
+            group=Group.MLP if name.startswith("mlp") else Group.ATTENTION,
+            block=block,
+            num_blocks=6,
+            in_features=64,
+            out_features=64,
+            has_bias=False,
+        )
+        for block in range(6)
+        for name in names
+    )
+    return ModelFacts(layers=layers, num_params=10_000_000, hidden_size=64, family="synthetic", head_params=770)
+
+
+def _metrics(spec: TrialSpec, steps: int, config: SweepConfig) -> Metrics:
+    model = synthetic_model(config.search.space)
+    ranks = ranks_of(model.layers, spec.lora) if spec.lora else {}
+    total_rank = sum(ranks.values()) / 6
+    fit = 1 - math.exp(-3 * steps / config.training.max_steps)
+    skill = 0.95 - 0.4 / (1 + total_rank) - 0.3 * abs(math.log10(spec.learning_rate or 1e-3) + 2.5)
     noise = random.Random(f"{spec.seed}:{spec.params}:{steps}").gauss(0, 0.01)  # noqa: S311 -- reproducible, not secret
     accuracy = min(1.0, max(0.0, 0.5 + (skill - 0.5) * fit + noise))
+    share = round(accuracy * NUM_VALIDATION) / NUM_VALIDATION
     return Metrics(
         steps=steps,
         tokens=steps * 256,
         train_s=steps * 0.01,
-        accuracy=round(accuracy * NUM_VALIDATION) / NUM_VALIDATION,
+        accuracy=share,
+        standard_error=math.sqrt(share * (1 - share) / NUM_VALIDATION),
         loss=-math.log(max(accuracy, 1e-3)),
         num_validation=NUM_VALIDATION,
-        trainable_params=770 + 768 * total_rank,
-        peak_memory_bytes=100 * 2**20 + 2**20 * len(ranks) + 12 * 768 * total_rank,
+        trainable_params=count_trainable(model, spec.lora),
+        peak_memory_bytes=100 * 2**20 + 2**16 * len(ranks) + int(12 * 768 * total_rank),
         memory_kind=MemoryKind.CPU_ALLOCATED,
     )

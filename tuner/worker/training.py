@@ -14,16 +14,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from bitsandbytes.optim import PagedAdamW8bit
 from transformers import get_scheduler
 
-from tuner.trial import FailReason, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
-from tuner.worker.adapters import Adapted, attach
-from tuner.worker.data import Batch, BatchOrder, Tokenized, collate
-from tuner.worker.evaluation import evaluate, forward
+from tuner.trial import Baseline, FailReason, Init, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
+from tuner.worker.adapters import Adapted, attach, attach_nothing
+from tuner.worker.batches import Batch, BatchOrder, collate, collate_packed
+from tuner.worker.evaluation import Choices, Evaluation, evaluate, forward, num_learned, summed_loss
 from tuner.worker.memory import CpuPeak, CudaPeak, PeakMeter
+from tuner.worker.starts import NUM_EVA_BATCHES
+from tuner.worker.tokens import Tokenized
 
 if TYPE_CHECKING:
-    from tuner.config import TrainingConfig
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from tuner.config import SweepConfig
     from tuner.worker.model import BaseModel
 
 
@@ -35,10 +41,12 @@ class TrainingData:
     """Training examples."""
     validation: tuple[Batch, ...]
     """Validation batches, by rising length."""
+    choices: Choices | None
+    """What the choice accuracy is measured on; None where it is not asked for."""
     num_validation: int
     """Validation examples."""
-    pad_id: int
-    """Token id that fills up batches."""
+    capacity: int | None
+    """Tokens in a packed row; None without packing."""
 
 
 class TrialRun:
@@ -48,25 +56,27 @@ class TrialRun:
         base: The shared base, without an adapter.
         data: The shared data.
         spec: The trial.
-        config: The sweep's `training` section.
+        config: The sweep.
     """
 
-    def __init__(self, base: BaseModel, data: TrainingData, spec: TrialSpec, config: TrainingConfig) -> None:
+    def __init__(self, base: BaseModel, data: TrainingData, spec: TrialSpec, config: SweepConfig) -> None:
         self._base = base
         self._data = data
         self._spec = spec
-        self._config = config
-        self.adapted: Adapted = attach(base, spec.lora, spec.seed)
+        self._config = config.training
+        self._metric = config.metric
+        lengths = data.train.input_ids.lengths
+        self._order = BatchOrder(lengths, batch_size=config.training.batch_size, seed=spec.seed)
+        self.adapted: Adapted = self._attach()
         self._trainable = list(self.adapted.trainable().values())
-        self._optimizer = torch.optim.AdamW(self._trainable, lr=spec.learning_rate, weight_decay=config.weight_decay)
+        self._optimizer = build_optimizer(self.adapted.model, spec, config.training.optimizer)
         self._schedule = get_scheduler(
-            config.lr_scheduler_type,
+            config.training.lr_scheduler_type,
             self._optimizer,
-            num_warmup_steps=math.ceil(config.warmup_ratio * config.max_steps),
-            num_training_steps=config.max_steps,
+            num_warmup_steps=math.ceil(config.training.warmup_ratio * config.training.max_steps),
+            num_training_steps=config.training.max_steps,
         )
-        lengths = [len(ids) for ids in data.train.input_ids]
-        self._order = BatchOrder(lengths, batch_size=config.batch_size, seed=spec.seed)
+        _use_checkpointing(base.model, is_on=config.training.gradient_checkpointing)
         self._memory = self._build_meter()
         self._steps, self._tokens, self._train_s = 0, 0, 0.0
         self.metrics: Metrics | None = None
@@ -87,23 +97,32 @@ class TrialRun:
             loss = self._watched_step() if self._steps == largest else self._step()
             if not math.isfinite(loss):
                 return self._not_finite(f"training loss {loss} at step {self._steps}")
-        scored = evaluate(self._base, self.adapted.model, self._data.validation, self._memory.watch)
+        scored = evaluate(
+            self._base, self.adapted.model, self._data.validation, self._data.choices, self._memory.watch
+        )
         self._train_s += time.perf_counter() - start_s
         if not math.isfinite(scored.loss):
             return self._not_finite(f"validation loss {scored.loss} after step {self._steps}")
-        self.metrics = Metrics(
+        self.metrics = self._measured(scored)
+        return self.metrics
+
+    def _measured(self, scored: Evaluation) -> Metrics:
+        score = scored.scores[self._metric]
+        others = tuple((name.value, other.value) for name, other in scored.scores.items() if name != self._metric)
+        return Metrics(
             steps=self._steps,
             tokens=self._tokens,
             train_s=round(self._train_s, 3),
-            accuracy=scored.accuracy,
+            accuracy=score.value,
+            standard_error=score.standard_error,
             loss=scored.loss,
             num_validation=self._data.num_validation,
             trainable_params=self.adapted.num_trainable(),
             peak_memory_bytes=self._memory.peak_bytes(),
             memory_kind=self._memory.kind,
             peak_reserved_bytes=self._memory.reserved_bytes(),
+            others=others,
         )
-        return self.metrics
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run in another process needs to go on from the rung just reached; only tensors and plain values."""
@@ -123,14 +142,28 @@ class TrialRun:
                 parameter.copy_(state["trainable"][name])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
-        self.metrics = Metrics(**{**state["metrics"], "memory_kind": MemoryKind(state["metrics"]["memory_kind"])})
+        kept = state["metrics"]
+        others = tuple((name, value) for name, value in kept["others"])
+        self.metrics = Metrics(**{**kept, "memory_kind": MemoryKind(kept["memory_kind"]), "others": others})
         self._steps, self._tokens, self._train_s = self.metrics.steps, self.metrics.tokens, self.metrics.train_s
         self._memory.at_least(self.metrics.peak_memory_bytes, self.metrics.peak_reserved_bytes)
         return self.metrics
 
     def close(self) -> None:
-        """Leave the base as it was."""
+        """Leave the base as it was; full fine-tuning can't, its base must be loaded anew."""
         self.adapted.detach()
+
+    @property
+    def is_base_spoilt(self) -> bool:
+        """Whether the base is no longer what was loaded."""
+        return self._spec.baseline is Baseline.FULL
+
+    def _attach(self) -> Adapted:
+        if self._spec.baseline is Baseline.FULL:
+            return attach_nothing(self._base)
+        is_asked = self._spec.lora is not None and self._spec.lora.init_lora_weights is Init.EVA
+        seen = [self._batch(index) for index in range(NUM_EVA_BATCHES)] if is_asked else []
+        return attach(self._base, self._spec.lora, self._spec.seed, seen)
 
     def _build_meter(self) -> PeakMeter:
         if self._base.device.type == "cuda":
@@ -140,33 +173,86 @@ class TrialRun:
     def _largest_step(self, until: int) -> int:
         """The step before `until` with the largest batch; not the very first, which has no optimizer state yet."""
         steps = range(max(self._steps, min(1, until - 1)), until)
-        return max(steps, key=self._order.padded_tokens)
+        return max(steps, key=lambda step: max(map(self._order.padded_tokens, self._batches_of(step))), default=-1)
+
+    def _batches_of(self, step: int) -> range:
+        """Numbers of the batches of an optimizer step."""
+        num = self._config.gradient_accumulation_steps
+        return range(step * num, (step + 1) * num)
+
+    def _batch(self, index: int) -> Batch:
+        examples, pad_id, device = self._order.at(index), self._base.pad_id, self._base.device
+        if self._data.capacity is None:
+            return collate(self._data.train, examples, pad_id=pad_id, device=device)
+        return collate_packed(
+            self._data.train, examples, capacity=self._data.capacity, pad_id=pad_id, device=device
+        )
 
     def _watched_step(self) -> float:
         with self._memory.watch():
             return self._step()
 
     def _step(self) -> float:
-        """One optimizer step; returns the loss before it."""
-        batch = collate(
-            self._data.train, self._order.at(self._steps), pad_id=self._data.pad_id, device=self._base.device
-        )
-        torch.manual_seed(_mixed(self._spec.seed, self._steps))
-        logits_BC = forward(self._base, self.adapted.model, batch)
-        loss = torch.nn.functional.cross_entropy(logits_BC, batch.labels_B)
-        loss.backward()  # type: ignore[no-untyped-call]
+        """One optimizer step; returns the mean loss before it.
+
+        The mean is over all that the step's batches teach, so that accumulating gives what one large batch would.
+        """
+        batches = {index: self._batch(index) for index in self._batches_of(self._steps)}
+        count = sum(map(num_learned, batches.values()))
+        loss = sum(self._backward(batch, index, count) for index, batch in batches.items())
         torch.nn.utils.clip_grad_norm_(self._trainable, self._config.max_grad_norm)
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._steps += 1
-        self._tokens += batch.num_tokens
+        self._tokens += sum(batch.num_tokens for batch in batches.values())
+        return float(loss)
+
+    def _backward(self, batch: Batch, index: int, count: int) -> float:
+        """A batch's share of the step's mean loss, its gradients added."""
+        torch.manual_seed(_mixed(self._spec.seed, index))
+        logits = forward(self._base, self.adapted.model, batch)
+        loss = summed_loss(logits, batch.labels) / count
+        loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
     def _not_finite(self, detail: str) -> Outcome:
         return Outcome(state=TrialState.FAIL, reason=FailReason.LOSS_NOT_FINITE, detail=detail)
 
 
-def _mixed(seed: int, step: int) -> int:
-    """A seed of its own for the dropout masks of each step."""
-    return (seed * 1_000_003 + step) % 2**63
+def build_optimizer(model: nn.Module, spec: TrialSpec, name: str) -> torch.optim.Optimizer:
+    """AdamW, or bitsandbytes' paged one with 8-bit state; B learns faster than A by the spec's ratio.
+
+    Args:
+        model: With what is trained.
+        spec: Gives learning rate, weight decay and ratio.
+        name: `adamw` or `paged_adamw_8bit`.
+    """
+    kind = PagedAdamW8bit if name == "paged_adamw_8bit" else torch.optim.AdamW
+    nothing = [{"params": [torch.nn.Parameter(torch.zeros(1))]}]  # zero-shot; an optimizer must hold something
+    built: torch.optim.Optimizer = kind(parameter_groups(model, spec) or nothing, lr=spec.learning_rate)
+    return built
+
+
+def parameter_groups(model: nn.Module, spec: TrialSpec) -> list[dict[str, Any]]:
+    """Trained parameters by learning rate and weight decay: B apart from the rest, biases and norms without decay.
+
+    PEFT's `create_loraplus_optimizer` (0.21) would raise the rate of biases and magnitudes with that of B.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = spec.learning_rate * (spec.lora_plus_ratio if ".lora_B." in name else 1.0)
+            decay = spec.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+
+
+def _use_checkpointing(model: PreTrainedModel, *, is_on: bool) -> None:
+    if is_on:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _mixed(seed: int, index: int) -> int:
+    """A seed of its own for the dropout masks of each batch."""
+    return (seed * 1_000_003 + index) % 2**63

@@ -1,0 +1,104 @@
+"""ReportData -> the page's tables, cell by cell. Pure; runs on the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuner import metric_text
+from tuner.report import words
+from tuner.report.data import ReportData, Row
+from tuner.space import searched_params
+from tuner.trial import Baseline, Metric, ParamValue, param_text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One cell."""
+
+    text: str
+    """What it shows; empty where unknown."""
+    key: float | str | None
+    """What it is sorted by; None goes last."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A table whose every row is a trial or a baseline; its mark and its state come before the cells."""
+
+    head: tuple[tuple[str, str], ...]
+    """(heading, alignment) of each column, mark and state included."""
+    rows: tuple[tuple[Row, tuple[Cell, ...]], ...]
+    """(trial, cells)."""
+
+
+EMPTY = Cell(text="", key=None)
+
+
+def trials_table(data: ReportData) -> Table:
+    """Every trial, then the baselines, with what was measured and what was sampled."""
+    names = searched_params(data.config.search.space)
+    numbers = ((name, "number") for name in _measured_names(data))
+    head = (("Trial", "number"), ("State", ""), *numbers, *((name, "") for name in names))
+    rows = ((row, (*_measured_cells(data, row), *_param_cells(row, names))) for row in data.rows)
+    return Table(head=head, rows=tuple(rows))
+
+
+def baselines_table(data: ReportData) -> Table:
+    """The baselines: kind, what was measured, learning rate."""
+    numbers = ((name, "number") for name in (*_measured_names(data), "Learning rate"))
+    head = (("Baseline", "number"), ("State", ""), ("Kind", ""), *numbers)
+    rows = ((row, (_kind_cell(row), *_measured_cells(data, row), _rate_cell(row))) for row in data.baselines)
+    return Table(head=head, rows=tuple(rows))
+
+
+def _measured_names(data: ReportData) -> tuple[str, ...]:
+    return (
+        "Steps",
+        metric_text.column(data.metric),
+        *(metric_text.column(metric) for metric in data.others),
+        "Loss (nats)",
+        "Parameters",
+        f"Memory ({words.memory_unit(data).name})",
+        "Time (s)",
+    )
+
+
+def _measured_cells(data: ReportData, row: Row) -> tuple[Cell, ...]:
+    last = row.last
+    if last is None:
+        return (EMPTY,) * len(_measured_names(data))
+    others = dict(last.others)
+    peak = words.memory_unit(data).of(last)
+    result = metric_text.number_with_error(data.metric, last.accuracy, last.standard_error)
+    return (
+        Cell(text=f"{last.steps:,}", key=last.steps),
+        Cell(text=result, key=last.accuracy),
+        *(_other_cell(metric, others.get(metric)) for metric in data.others),
+        Cell(text=f"{last.loss:.3f}", key=last.loss),
+        Cell(text=f"{last.trainable_params:,}", key=last.trainable_params),
+        Cell(text=f"{peak:,.2f}", key=peak),
+        Cell(text=f"{last.train_s:,.1f}", key=last.train_s),
+    )
+
+
+def _other_cell(metric: Metric, value: float | None) -> Cell:
+    return EMPTY if value is None else Cell(text=metric_text.number(metric, value), key=value)
+
+
+def _param_cells(row: Row, names: Sequence[str]) -> tuple[Cell, ...]:
+    params = row.params
+    return tuple(_param_cell(params[name]) if name in params else EMPTY for name in names)
+
+
+def _param_cell(value: ParamValue) -> Cell:
+    return Cell(text=param_text(value), key=value if isinstance(value, (int, float)) else str(value))
+
+
+def _kind_cell(row: Row) -> Cell:
+    return Cell(text=str(row.baseline), key=str(row.baseline))
+
+
+def _rate_cell(row: Row) -> Cell:
+    rate = row.record.spec.learning_rate
+    return EMPTY if row.baseline is Baseline.ZERO_SHOT else Cell(text=param_text(rate), key=rate)

@@ -1,0 +1,160 @@
+"""Adapters that start from something else than noise and zero, and what they take from the base. Runs on the worker.
+
+W is a base weight, (out, in); A is (r, in), B is (out, r); s is the factor on B A.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from peft import get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.eva import initialize_lora_eva_weights
+from safetensors.torch import save_file
+
+from tuner.trial import Bias, LoraSpec
+from tuner.worker.model import load_weights
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from torch import nn
+
+    from tuner.worker.batches import Batch
+    from tuner.worker.model import BaseModel
+
+NUM_EVA_BATCHES = 32
+"""Batches that EVA looks at: on the first its directions are found, by the others they settle."""
+ADAPTER = "default"
+
+
+def keep_weights(
+    model: nn.Module, ranks: Mapping[str, int], lora: LoraSpec, heads: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Copies of what a trial will change in the base: weights that give a part to the adapter, biases that are trained.
+
+    Args:
+        model: The base.
+        ranks: Full name -> rank of every layer that is adapted.
+        lora: The adapter.
+        heads: Modules with copies of their own.
+    """
+    names = [f"{name}.weight" for name in ranks] if lora.init_lora_weights.is_base_changed else []
+    if lora.bias is Bias.ALL:
+        in_head = tuple(f"{head}." for head in heads)
+        names += [name for name, _ in model.named_parameters() if name.endswith(".bias") and not name.startswith(in_head)]
+    if lora.bias is Bias.LORA_ONLY:
+        names += [f"{name}.bias" for name in ranks if model.get_submodule(name).bias is not None]
+    return {name: model.get_parameter(name).detach().cpu().clone() for name in names}
+
+
+def start_eva(base: BaseModel, wrapped: PeftModel, batches: Sequence[Batch]) -> None:
+    """A from the right singular vectors of each layer's inputs.
+
+    Raises:
+        RuntimeError: PEFT found no vectors for a layer.
+    """
+
+    def forward_fn(model: PeftModel, batch: Batch) -> object:
+        with base.autocast():
+            return model(**batch.inputs())
+
+    was_training = wrapped.training
+    wrapped.eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*were initialized with init_lora_weights=True.*")
+        initialize_lora_eva_weights(
+            wrapped,
+            dataloader=_Looped(batches[:NUM_EVA_BATCHES]),
+            forward_fn=forward_fn,
+            prepare_model_inputs_fn=lambda batch, _: _real_tokens(batch),
+            prepare_layer_inputs_fn=_rows_of_tokens,
+            gather_distributed_inputs=False,
+            show_progress_bar=False,
+        )
+    wrapped.train(was_training)
+
+
+class _Looped:
+    """Batches as often as they are asked for; EVA stops by itself when its directions have settled."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Any:  # noqa: ANN401 -- an iterator of batches
+        return iter(self._batches)
+
+
+def _real_tokens(batch: Batch) -> torch.Tensor:
+    mask = batch.attention_mask_BT
+    return torch.ones_like(batch.input_ids_BT, dtype=torch.bool) if mask is None else mask.bool()
+
+
+def _rows_of_tokens(layer_input: Any, model_input: torch.Tensor, layer_name: str) -> torch.Tensor:  # noqa: ANN401 -- PEFT's hook
+    """Inputs of a layer at real tokens, of shape (tokens, in)."""
+    del layer_name
+    inputs = layer_input[0] if isinstance(layer_input, tuple) else layer_input
+    return (inputs[model_input] if inputs.dim() > 2 else inputs).float()  # noqa: PLR2004 -- (B, T, in)
+
+
+@torch.no_grad()
+def start_loftq(base: BaseModel, wrapped: PeftModel) -> None:
+    """B A as the best approximation of what quantization lost: s B A ~ W - Q(W).
+
+    One step of LoftQ, on the quantized base that all trials share: Q itself stays. PEFT's `replace_lora_weights_loftq`
+    does the same with a GPU and s = 1 only.
+    """
+    weights = load_weights(base)
+    for name, layer in wrapped.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        quantized = layer.get_base_layer().weight
+        near = dequantize_4bit(quantized.data, quantized.quant_state).float()
+        lost = weights[name.removeprefix("base_model.model.")].to(near.device).float() - near
+        left, strength, right = torch.linalg.svd(lost, full_matrices=False)
+        r, root = layer.r[ADAPTER], strength[: layer.r[ADAPTER]].sqrt()
+        layer.lora_A[ADAPTER].weight.copy_(root[:, None] * right[:r])
+        layer.lora_B[ADAPTER].weight.copy_(left[:, :r] * root / layer.scaling[ADAPTER])
+
+
+def save_as_lora(wrapped: PeftModel, initial: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write an adapter that took its start out of the base as one for the untouched base, of twice the rank.
+
+    W - s B0 A0 + s B A = W + s [B, -B0] [A; A0].
+
+    Args:
+        wrapped: The trained adapter.
+        initial: A0 and B0, by the names of the model's parameters.
+        folder: Where it goes.
+    """
+    state = get_peft_model_state_dict(wrapped)
+    for name, start in initial.items():
+        key = name.replace(f".{ADAPTER}.", ".")
+        if key in state:
+            sign, axis = (1, 0) if "lora_A" in key else (-1, 1)
+            state[key] = torch.cat([state[key].cpu(), sign * start.to(state[key].dtype)], dim=axis)
+    folder.mkdir(parents=True)
+    save_file({name: value.contiguous().cpu() for name, value in state.items()}, folder / "adapter_model.safetensors")
+    _doubled(wrapped.peft_config[ADAPTER]).save_pretrained(folder)
+
+
+def _doubled(config: LoraConfig) -> LoraConfig:
+    """The same scale at twice the rank."""
+    doubled = copy.deepcopy(config)
+    factor = math.sqrt(2) if config.use_rslora else 2
+    doubled.r = 2 * config.r
+    doubled.lora_alpha = factor * config.lora_alpha  # type: ignore[assignment]  # PEFT divides; fractions are fine
+    doubled.rank_pattern = {name: 2 * r for name, r in config.rank_pattern.items()}
+    doubled.alpha_pattern = {name: factor * alpha for name, alpha in config.alpha_pattern.items()}
+    doubled.init_lora_weights = True
+    doubled.inference_mode = True
+    return doubled
