@@ -23,6 +23,7 @@ DOCUMENT: dict[str, Any] = {
     "search": {
         "num_trials": 4,
         "sampler": "random",
+        "start": "none",
         "space": {
             "r": {"choices": [1, 4, 8]},
             "lora_dropout": {"low": 0.0, "high": 0.3},

@@ -77,7 +77,7 @@ def export(
 
     exported = export_adapter(folder, to=to, pick=pick)
     typer.echo(
-        f"trial {exported.number} is in {exported.folder}; it scores {exported.accuracy:.1%}, as the report says"
+        f"trial {exported.number} is in {exported.folder}; it has {exported.score}, as the report says"
     )
 
 

@@ -150,7 +150,7 @@ def _cost_order(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[f
     """Sort key: the costs that the sweep weighs, then those that it does not, then accuracy, then number."""
     if record.last is None:
         return (record.number,)
-    weighed = (goal.of(record.last) for goal in objectives if not goal.is_maximized)
+    weighed = (goal.of(record.last) for goal in objectives if goal.metric is None)
     costs = (*weighed, record.last.trainable_params, record.last.peak_memory_bytes)
     quality = objectives[0].of(record.last)
     return (*costs, -quality if objectives[0].is_maximized else quality, record.number)

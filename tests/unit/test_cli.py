@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders import make_config, make_inspection, make_record, make_spec
 from tests.commands import call
 from tests.sweeps import write_sweep
 from tuner import sweep
+from tuner.cli import _tell
+from tuner.trial import Baseline
 
 SYNTHETIC = "tuner.worker.synthetic:SyntheticWorker"
 HEAVY = ("torch", "ray", "transformers", "peft", "bitsandbytes", "datasets", "pandas", "matplotlib")
@@ -56,6 +59,18 @@ def test_report_says_the_front_and_where_the_page_is(
     assert code == 0
     assert f"report: {swept / 'report.html'}" in out
     assert (swept / "report.html").is_file()
+
+
+def test_what_is_told_of_a_sweep_names_its_metric_and_its_baselines(capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_config(training={"task": "causal-lm", "max_steps": 120}, objectives={"accuracy": "perplexity"})
+    baseline = make_record(-1, spec=make_spec(-1, baseline=Baseline.ZERO_SHOT, lora=None), accuracy=20.0)
+    records = (make_record(0, accuracy=3.456), baseline)
+
+    _tell(sweep.Sweep(folder=Path("out"), config=config, inspection=make_inspection(), records=records))
+
+    front, beside, _ = capsys.readouterr().out.splitlines()
+    assert front == "trial   0: perplexity 3.46, 10,000 parameters, 0.098 GiB"
+    assert beside.startswith("baseline 1 (zero-shot): perplexity 20.0, ")
 
 
 def test_run_resumes_nothing_over_an_existing_sweep(

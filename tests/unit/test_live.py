@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 
 from tests.builders import make_config, make_inspection, make_record, make_spec
-from tuner.live import LiveView, PlainView, Progress, clock_time, row, steps_to_come, visible
+from tuner.live import LiveView, PlainView, Progress, clock_time, row, steps_to_come, tally, visible
 from tuner.trial import Baseline, Metric, TrialState
 
 CONFIG = make_config()  # 4 trials of 120 steps
@@ -51,6 +51,51 @@ def test_running_trials_come_first_then_the_best_finished_ones() -> None:
     assert [record.number for record in visible(records, Metric.ACCURACY, rows=3)] == [3, 1, 0]
 
 
+def test_of_finished_trials_of_perplexity_the_lowest_comes_first() -> None:
+    records = [make_record(number, accuracy=value) for number, value in enumerate((9.0, 3.0, 5.0))]
+
+    assert [record.number for record in visible(records, Metric.PERPLEXITY, rows=3)] == [1, 2, 0]
+
+
+def test_baselines_stand_among_the_trials_and_say_what_they_are() -> None:
+    spec = make_spec(-1, baseline=Baseline.FULL, lora=None, params=())
+    baseline, trial = make_record(-1, spec=spec, accuracy=0.9), make_record(0)
+
+    assert visible([trial, baseline], Metric.ACCURACY, rows=2) == [baseline, trial]
+    assert (row(baseline, CONFIG)[0], row(baseline, CONFIG)[-1]) == ("baseline 1", "full fine-tuning")
+
+
+def test_baselines_are_no_trials_of_the_search_and_train_to_the_end() -> None:
+    config = make_config(baselines={"head_only": [0.001], "full": [0.0001]})
+    spec = make_spec(-1, baseline=Baseline.HEAD_ONLY, lora=None, params=())
+    running = make_record(-1, TrialState.RUNNING, spec=spec, steps=30)
+
+    assert steps_to_come(config, [running]) == 4 * 120 + (120 - 30) + 120
+    assert tally([make_record(-1, spec=spec), make_record(0)], config) == "1/4 trials"
+
+
+def test_a_zero_shot_baseline_has_no_steps_to_come() -> None:
+    config = make_config(training={"task": "causal-lm", "max_steps": 120}, baselines={"zero_shot": True})
+    spec = make_spec(-1, baseline=Baseline.ZERO_SHOT, lora=None, params=())
+
+    assert steps_to_come(config, []) == 4 * 120
+    assert row(make_record(-1, spec=spec, steps=0), config)[2] == "0"
+
+
+def test_plain_lines_name_the_metric_and_the_baseline() -> None:
+    stream = io.StringIO()
+    config = make_config(training={"task": "causal-lm", "max_steps": 120}, objectives={"accuracy": "perplexity"})
+    spec = make_spec(-1, baseline=Baseline.FULL, lora=None, params=())
+    view = PlainView(stream, clock=lambda: 0.0)
+    with view.watching(config, make_inspection(labels=()), []):
+        view.update([make_record(-1, spec=spec, accuracy=3.456)])
+
+    assert "baseline 1 (full fine-tuning)" in stream.getvalue()
+    assert "perplexity 3.46" in stream.getvalue()
+    assert "commonest completion" in stream.getvalue()
+    assert "classes" not in stream.getvalue()
+
+
 def test_plain_lines_tell_each_change_once() -> None:
     stream = io.StringIO()
     view = PlainView(stream, clock=lambda: 0.0)
@@ -80,6 +125,7 @@ def test_the_live_table_shows_trials_and_the_share_done() -> None:
     text = view._console.file.getvalue()  # type: ignore[attr-defined]
     assert "COMPLETE" in text
     assert "1/4 trials" in text
+    assert "accuracy" in text
 
 
 def test_clock_time_reads_as_people_write_it() -> None:

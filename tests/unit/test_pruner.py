@@ -5,12 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.builders import make_metrics
-from tuner.config import ObjectivesConfig, PruningConfig
+from tests.builders import make_config, make_metrics
+from tuner.config import PruningConfig
+from tuner.front import Objective, objectives_of
 from tuner.pruner import is_dominated
 from tuner.trial import Metrics
 
-PARETO, OBJECTIVES = PruningConfig(), ObjectivesConfig()
+PARETO, OBJECTIVES = PruningConfig(), objectives_of(make_config())
 
 
 def at_rung(accuracy: float, *, params: int = 100, memory: int = 100, loss: float | None = None) -> Metrics:
@@ -41,7 +42,7 @@ def test_a_better_trial_with_more_memory_stops_nothing() -> None:
 
 
 def test_a_cost_that_is_no_objective_does_not_protect() -> None:
-    objectives = ObjectivesConfig(memory=False)
+    objectives = (Objective.ACCURACY, Objective.TRAINABLE_PARAMS)
 
     assert is_dominated(at_rung(0.3, memory=99), [at_rung(0.9, memory=100)], PARETO, objectives)
 

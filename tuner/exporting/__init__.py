@@ -100,7 +100,7 @@ def _verified(adapter: Path, sweep: Sweep, reported: Metrics) -> float:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         msg = f"the exported adapter does not load: {error}"
         raise ExportError(msg) from error
-    accuracy, metric = float(scored.accuracy), sweep.config.metric
+    accuracy, metric = float(scored.value), sweep.config.metric
     if not is_as_reported(metric, accuracy, reported.accuracy):
         said = f"{accuracy:.4f}, the report says {reported.accuracy:.4f}"
         msg = f"the exported adapter scores {metric_text.name(metric)} {said}"

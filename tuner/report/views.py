@@ -231,7 +231,8 @@ def _inside(point: Point, x_span: Span, y_span: Span, metric: Metric, cost: _Cos
     if (x, y) == (point.x, point.y) or point.row.last is None:
         return point
     value = metric_text.text(metric, point.row.last.accuracy)
-    return replace(point, x=x, y=y, note=f"{point.row.mark} ({cost.text(point.row.last)}, {value})")
+    note = f"{point.row.mark} ({cost.text(point.row.last)}, {value})".replace(" ", metric_text.NO_BREAK_SPACE)
+    return replace(point, x=x, y=y, note=note)
 
 
 def _stepped(points: Sequence[Point], metric: Metric, *, right: float) -> tuple[tuple[float, float], ...]:
