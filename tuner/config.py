@@ -1,4 +1,4 @@
-"""What a sweep file may say: one model per section, and the checks that span sections. Driver and worker read it.
+"""What a sweep file may say: one model per section. Driver and worker read it; `combinations` has the checks that span sections.
 
 The docstring under a field is also its line in the YAML reference (`docs/yaml-reference.md`).
 """
@@ -6,17 +6,13 @@ The docstring under a field is also its line in the YAML reference (`docs/yaml-r
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypeAliasType
 
-from tuner.layers import parse_selector
 from tuner.trial import Metric
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class Section(BaseModel):
@@ -122,7 +118,9 @@ Option = TypeAliasType(
 ModuleName = Annotated[str, Field(min_length=1)]
 SetName = Annotated[str, Field(min_length=1)]
 ModuleNames = Annotated[
-    tuple[ModuleName, ...], Field(strict=False, min_length=1), BeforeValidator(lambda raw: (raw,) if isinstance(raw, str) else raw)
+    tuple[ModuleName, ...],
+    Field(strict=False, min_length=1),
+    BeforeValidator(lambda raw: (raw,) if isinstance(raw, str) else raw),
 ]
 Rank = Annotated[int, Field(ge=1)]
 RankOrNone = Annotated[int, Field(ge=0)]
@@ -136,7 +134,11 @@ LearningRates = Annotated[tuple[Positive, ...], Field(strict=False)]
 
 def _named(raw: object) -> object:
     """A list of targets as a mapping: each is a set with its own name."""
-    return {target: [target] for target in raw} if isinstance(raw, list) and all(isinstance(t, str) for t in raw) else raw
+    if not isinstance(raw, list) or not raw or not all(isinstance(target, str) for target in raw):
+        return raw
+    if len(set(raw)) < len(raw):
+        raise _wrong("choices must differ from each other, got {choices}", choices=raw)
+    return {target: [target] for target in raw}
 
 
 class TargetChoices(Section):
@@ -156,7 +158,7 @@ class ModelConfig(Section):
     """The base model, frozen in every trial."""
 
     name: Annotated[str, Field(min_length=1)]
-    """A folder or a .gguf file, starting with `./`, `../`, `/` or `~` (relative to this file), or else a hub id such as `org/model`."""
+    """A folder or .gguf file, starting with `./`, `../`, `/` or `~` (relative to this file), or a hub id such as `org/model`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     quantization: Literal["nf4", "fp4", "int8", "none"] = "nf4"
@@ -175,7 +177,8 @@ class DataConfig(Section):
     """Examples to learn from. Splits that the data does not have are made by a hash of the input, alike in every run."""
 
     path: Annotated[str, Field(min_length=1)] | None = None
-    """A .jsonl, .json, .csv or .parquet file, .gz allowed on the first three, or a folder with one file per split, such as `train.jsonl` (relative to this file)."""
+    """A .jsonl, .json, .csv or .parquet file, .gz allowed on the first three,
+    or a folder with one file per split, such as `train.jsonl` (relative to this file)."""
     name: Annotated[str, Field(min_length=1)] | None = None
     """Instead of `path`: id of a data set on the hub."""
     subset: str | None = None
@@ -193,7 +196,7 @@ class DataConfig(Section):
     messages: str | None = None
     """Causal language models: column with chat messages (`role`, `content`) instead; all that the assistant says is learned."""
     choices: str | None = None
-    """For `choice_accuracy`: column with a list of completions, the right one among them; by default all completions of the data."""
+    """For `choice_accuracy`: column with a list of completions, the right one among them; by default all of the data's."""
     chat_template: Literal["auto", "always", "never"] = "auto"
     """Put prompt and completion into the tokenizer's chat template; `auto`: if it has one."""
     system: str | None = None
@@ -201,7 +204,7 @@ class DataConfig(Section):
     max_length: Annotated[int, Field(ge=4)] = 128
     """Longest example in tokens. Classification cuts off the rest of a text; causal language models leave longer examples out."""
     validation: Annotated[int, Field(ge=1)] | None = None
-    """Examples for validation, on which all decisions are made; may be left out where the data has that split (all of it is taken)."""
+    """Validation examples, on which all decisions are made; may be left out where the data has that split (all of it is taken)."""
     test: Annotated[int, Field(ge=0)] | None = None
     """Examples put aside, which no decision sees; by default that split of the data, or none."""
 
@@ -220,7 +223,8 @@ class TrainingConfig(Section):
     eval_batch_size: Annotated[int, Field(ge=1)] = 64
     """Examples in a forward pass of an evaluation."""
     packing: bool = False
-    """Causal language models: lay a batch's short examples one after another in rows, with no attention between them; the result is the same, the padding goes."""
+    """Causal language models: lay a batch's short examples one after another in rows,
+    with no attention between them; the result is the same, the padding goes."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
@@ -261,9 +265,10 @@ class SpaceConfig(Section):
     bias: Option[BiasName] = "none"
     """Biases of the base that are trained too."""
     target_modules: Targets
-    """What is adapted: `all-linear`, `attention`, `mlp`, module names or dotted ends of them; one, a list, or `{choices: {name: list, ...}}`."""
+    """What is adapted: `all-linear`, `attention`, `mlp`, module names or dotted ends of them; one alone needs no list."""
     rank_pattern: dict[ModuleName, Dimension[RankOrNone]] = {}
-    """Ranks of their own: by module, by `attention` or `mlp`, by depth (`first`, `middle`, `last` third), or `module@depth`; 0 means "not adapted". The most precise key wins."""
+    """Ranks of their own: by module, by `attention` or `mlp`, by depth (`first`, `middle`, `last` third),
+    or `module@depth`; 0 means "not adapted". The most precise key wins."""
 
     def target_sets(self) -> dict[str, tuple[str, ...]]:
         """Name -> modules of every set that may be chosen; a fixed list is named by its modules."""
@@ -391,116 +396,6 @@ def is_folder_name(name: str) -> bool:
     return name in {".", ".."} or name.startswith(("./", "../", "/", "~"))
 
 
-def combination_problems(sections: dict[str, Section]) -> Iterator[tuple[Place, str]]:
-    """Yield (place, message) for values that are right alone and impossible together.
-
-    Args:
-        sections: Section name -> parsed section, those that failed their own checks left out.
-    """
-    known = _Known(sections)
-    yield from _source_problems(known)
-    yield from _rung_problems(known)
-    yield from _task_problems(known)
-    yield from _space_problems(known)
-    yield from _quantization_problems(known)
-    yield from _resource_problems(known)
-
-
-class _Known:
-    """The sections that passed their own checks; None in place of the others."""
-
-    def __init__(self, sections: dict[str, Section]) -> None:
-        self.model = _as(ModelConfig, sections.get("model"))
-        self.data = _as(DataConfig, sections.get("data"))
-        self.training = _as(TrainingConfig, sections.get("training"))
-        self.search = _as(SearchConfig, sections.get("search"))
-        self.objectives = _as(ObjectivesConfig, sections.get("objectives"))
-        self.pruning = _as(PruningConfig, sections.get("pruning"))
-        self.resources = _as(ResourcesConfig, sections.get("resources"))
-        self.baselines = _as(BaselinesConfig, sections.get("baselines"))
-
-
-SectionKind = TypeVar("SectionKind", bound=Section)
-
-
-def _as(kind: type[SectionKind], section: Section | None) -> SectionKind | None:
-    return section if isinstance(section, kind) else None
-
-
-def _source_problems(known: _Known) -> Iterator[tuple[Place, str]]:
-    if known.data is not None and (known.data.path is None) == (known.data.name is None):
-        got = "both" if known.data.path else "neither"
-        yield ("data", "path"), f"give either path (a local file or folder) or name (a hub id), got {got}"
-
-
-def _rung_problems(known: _Known) -> Iterator[tuple[Place, str]]:
-    training, pruning = known.training, known.pruning
-    if training and pruning and pruning.min_steps is not None and pruning.min_steps > training.max_steps:
-        yield (
-            ("pruning", "min_steps"),
-            f"must be at most training.max_steps ({training.max_steps}), got {pruning.min_steps}",
-        )
-
-
-def _task_problems(known: _Known) -> Iterator[tuple[Place, str]]:
-    """What one task has and the other has not."""
-    if known.training is None:
-        return
-    task = known.training.task
-    if known.objectives and known.objectives.accuracy not in {None, *METRICS[task]}:
-        allowed = ", ".join(METRICS[task])
-        yield ("objectives", "accuracy"), f"must be one of {allowed} for {task}, got {known.objectives.accuracy!r}"
-    if task == "classification":
-        if known.training.packing:
-            yield ("training", "packing"), "is for causal-lm: a text to classify needs a row of its own"
-        if known.baselines and known.baselines.zero_shot:
-            yield ("baselines", "zero_shot"), "is for causal-lm: an untrained classification head only guesses"
-    elif known.baselines and known.baselines.head_only:
-        yield ("baselines", "head_only"), "is for classification: a causal language model gets no new head"
-
-
-def _space_problems(known: _Known) -> Iterator[tuple[Place, str]]:
-    if known.search is None:
-        return
-    space, place = known.search.space, ("search", "space")
-    if space.lora_scale is not None and space.lora_alpha is not None:
-        yield (*place, "lora_alpha"), "can't be given together with lora_scale (alpha / r): one follows from the other"
-    for key in space.rank_pattern:
-        try:
-            parse_selector(key)
-        except ValueError as error:
-            yield (*place, "rank_pattern", key), str(error)
-    if True in options_of(space.use_dora):
-        for init in {"pissa", "olora", "loftq"} & set(options_of(space.init_lora_weights)):
-            reason = "DoRA takes its magnitudes from the base before this start changes the weights"
-            yield (*place, "init_lora_weights"), f"{init} can't meet use_dora: {reason}"
-
-
-def _quantization_problems(known: _Known) -> Iterator[tuple[Place, str]]:
-    if known.model is None or known.search is None:
-        return
-    place, kind = ("search", "space", "init_lora_weights"), known.model.quantization
-    inits = set(options_of(known.search.space.init_lora_weights))
-    for init in sorted(inits & {"pissa", "olora"}):
-        if kind != "none":
-            reason = "it takes a part out of the base weights, which are stored quantized and shared by all trials"
-            yield place, f"{init} needs model.quantization: none, got {kind}: {reason}"
-    if "loftq" in inits and kind not in {"nf4", "fp4"}:
-        yield place, f"loftq makes up for the error of 4 bits and needs model.quantization nf4 or fp4, got {kind}"
-    if kind == "none" and known.baselines and known.baselines.unquantized_lora:
-        yield ("baselines", "unquantized_lora"), "says nothing here: model.quantization is none for all trials"
-
-
 def options_of(option: Choices[Value] | Value) -> tuple[Value, ...]:
     """Every value that an option may take."""
     return option.choices if isinstance(option, Choices) else (option,)
-
-
-def _resource_problems(known: _Known) -> Iterator[tuple[Place, str]]:
-    if known.resources is None:
-        return
-    gpus = known.resources.gpus_per_trial
-    if gpus > 1 and gpus != int(gpus):
-        yield ("resources", "gpus_per_trial"), f"must be whole above 1 (fractions share one card), got {gpus}"
-    if gpus == 0 and known.training and known.training.optimizer == "paged_adamw_8bit":
-        yield ("training", "optimizer"), "paged_adamw_8bit needs a GPU, and resources.gpus_per_trial is 0"

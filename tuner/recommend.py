@@ -178,7 +178,10 @@ def _reasons(model: ModelFacts, task: Task, num_examples: int, factor: float) ->
     return (
         ("r", f"{RANKS[task]} for {task}, times {factor:g} for a model of {billions} parameters"),
         ("lora_alpha", "2 r: the factor alpha / r on the adapter's output is 2 at any rank"),
-        ("lora_dropout", f"by data size: 0.1 below 1,000 examples, 0.05 below 10,000, then 0.01; here {num_examples:,}"),
+        (
+            "lora_dropout",
+            f"by data size: 0.1 below 1,000 examples, 0.05 below 10,000, then 0.01; here {num_examples:,}",
+        ),
         (
             "learning_rate",
             f"10 times full fine-tuning's 5e-5, times (2000 / {model.hidden_size}) to the power of 0.781 (Qwen: 0.0775): small "
@@ -212,7 +215,9 @@ def _point(space: SpaceConfig, layers: Sequence[Layer], wanted: Recommendation, 
         "init_lora_weights": "default",
         "bias": "none",
     }
-    values |= {f"rank_pattern.{key}": _rank_for(key, layers, profile, r) for key in deciding_keys(space, targets[1], layers)}
+    values |= {
+        f"rank_pattern.{key}": _rank_for(key, layers, profile, r) for key in deciding_keys(space, targets[1], layers)
+    }
     point = {name: _nearest(searched[name], value) for name, value in values.items() if name in searched}
     return point | ({"target_modules": targets[0]} if "target_modules" in searched else {})
 

@@ -82,14 +82,14 @@ class Study:
                 self._records[record.number] = record
                 self._ids[record.number] = trial._trial_id  # noqa: SLF001 -- optuna has no public way by number
         self._unfinished = [record.spec for record in self.records if record.state is TrialState.RUNNING]
-        self._baselines = [
-            spec for spec in baseline_specs(config, self.inspection) if spec.number not in self._records
-        ]
+        self._baselines = [spec for spec in baseline_specs(config, self.inspection) if spec.number not in self._records]
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials, by number; baselines last."""
-        return tuple(self._records[number] for number in sorted(self._records, key=lambda number: (number < 0, abs(number))))
+        return tuple(
+            self._records[number] for number in sorted(self._records, key=lambda number: (number < 0, abs(number)))
+        )
 
     @property
     def inspection(self) -> Inspection:

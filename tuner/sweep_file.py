@@ -13,6 +13,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
+from tuner.combinations import combination_problems
 from tuner.config import (
     CHOICES,
     FIXED,
@@ -23,7 +24,6 @@ from tuner.config import (
     Range,
     Section,
     SweepConfig,
-    combination_problems,
     is_folder_name,
 )
 from tuner.errors import ConfigError, Problem
@@ -160,7 +160,7 @@ def _sections(document: CommentedMap, problems: list[Problem]) -> dict[str, Sect
 def _valid_sections(document: CommentedMap) -> Iterator[tuple[str, Section]]:
     for name, field in SweepConfig.model_fields.items():
         model = field.annotation
-        if isinstance(model, type) and issubclass(model, Section):
+        if isinstance(model, type) and issubclass(model, Section) and (name in document or not field.is_required()):
             try:
                 yield name, model.model_validate(_plain(document.get(name, {})))
             except ValidationError:

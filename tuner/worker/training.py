@@ -250,7 +250,8 @@ def parameter_groups(model: nn.Module, spec: TrialSpec) -> list[dict[str, Any]]:
 
 def _use_checkpointing(model: PreTrainedModel, *, is_on: bool) -> None:
     if is_on:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", None)  # its name in transformers from 5.20 or so
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _mixed(seed: int, index: int) -> int:

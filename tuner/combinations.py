@@ -1,0 +1,134 @@
+"""What is right alone in a sweep file and impossible together: the checks that span keys and sections. Runs on the driver."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from tuner.config import (
+    METRICS,
+    BaselinesConfig,
+    DataConfig,
+    ModelConfig,
+    ObjectivesConfig,
+    Place,
+    PruningConfig,
+    ResourcesConfig,
+    SearchConfig,
+    Section,
+    TrainingConfig,
+    options_of,
+)
+from tuner.layers import parse_selector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def combination_problems(sections: dict[str, Section]) -> Iterator[tuple[Place, str]]:
+    """Yield (place, message) for values that are right alone and impossible together.
+
+    Args:
+        sections: Section name -> parsed section, those that failed their own checks left out.
+    """
+    known = _Known(sections)
+    yield from _source_problems(known)
+    yield from _rung_problems(known)
+    yield from _task_problems(known)
+    yield from _space_problems(known)
+    yield from _quantization_problems(known)
+    yield from _resource_problems(known)
+
+
+class _Known:
+    """The sections that passed their own checks; None in place of the others."""
+
+    def __init__(self, sections: dict[str, Section]) -> None:
+        self.model = _as(ModelConfig, sections.get("model"))
+        self.data = _as(DataConfig, sections.get("data"))
+        self.training = _as(TrainingConfig, sections.get("training"))
+        self.search = _as(SearchConfig, sections.get("search"))
+        self.objectives = _as(ObjectivesConfig, sections.get("objectives"))
+        self.pruning = _as(PruningConfig, sections.get("pruning"))
+        self.resources = _as(ResourcesConfig, sections.get("resources"))
+        self.baselines = _as(BaselinesConfig, sections.get("baselines"))
+
+
+SectionKind = TypeVar("SectionKind", bound=Section)
+
+
+def _as(kind: type[SectionKind], section: Section | None) -> SectionKind | None:
+    return section if isinstance(section, kind) else None
+
+
+def _source_problems(known: _Known) -> Iterator[tuple[Place, str]]:
+    if known.data is not None and (known.data.path is None) == (known.data.name is None):
+        got = "both" if known.data.path else "neither"
+        yield ("data", "path"), f"give either path (a local file or folder) or name (a hub id), got {got}"
+
+
+def _rung_problems(known: _Known) -> Iterator[tuple[Place, str]]:
+    training, pruning = known.training, known.pruning
+    if training and pruning and pruning.min_steps is not None and pruning.min_steps > training.max_steps:
+        yield (
+            ("pruning", "min_steps"),
+            f"must be at most training.max_steps ({training.max_steps}), got {pruning.min_steps}",
+        )
+
+
+def _task_problems(known: _Known) -> Iterator[tuple[Place, str]]:
+    """What one task has and the other has not."""
+    if known.training is None:
+        return
+    task = known.training.task
+    if known.objectives and known.objectives.accuracy not in {None, *METRICS[task]}:
+        allowed = ", ".join(METRICS[task])
+        yield ("objectives", "accuracy"), f"must be one of {allowed} for {task}, got {known.objectives.accuracy!r}"
+    if task == "classification":
+        if known.training.packing:
+            yield ("training", "packing"), "is for causal-lm: a text to classify needs a row of its own"
+        if known.baselines and known.baselines.zero_shot:
+            yield ("baselines", "zero_shot"), "is for causal-lm: an untrained classification head only guesses"
+    elif known.baselines and known.baselines.head_only:
+        yield ("baselines", "head_only"), "is for classification: a causal language model gets no new head"
+
+
+def _space_problems(known: _Known) -> Iterator[tuple[Place, str]]:
+    if known.search is None:
+        return
+    space, place = known.search.space, ("search", "space")
+    if space.lora_scale is not None and space.lora_alpha is not None:
+        yield (*place, "lora_alpha"), "can't be given together with lora_scale (alpha / r): one follows from the other"
+    for key in space.rank_pattern:
+        try:
+            parse_selector(key)
+        except ValueError as error:
+            yield (*place, "rank_pattern", key), str(error)
+    if True in options_of(space.use_dora):
+        for init in sorted({"pissa", "olora", "loftq"} & set(options_of(space.init_lora_weights))):
+            reason = "DoRA takes its magnitudes from the base before this start changes the weights"
+            yield (*place, "init_lora_weights"), f"{init} can't meet use_dora: {reason}"
+
+
+def _quantization_problems(known: _Known) -> Iterator[tuple[Place, str]]:
+    if known.model is None or known.search is None:
+        return
+    place, kind = ("search", "space", "init_lora_weights"), known.model.quantization
+    inits = set(options_of(known.search.space.init_lora_weights))
+    for init in sorted(inits & {"pissa", "olora"}):
+        if kind != "none":
+            reason = "it takes a part out of the base weights, which are stored quantized and shared by all trials"
+            yield place, f"{init} needs model.quantization: none, got {kind}: {reason}"
+    if "loftq" in inits and kind not in {"nf4", "fp4"}:
+        yield place, f"loftq makes up for the error of 4 bits and needs model.quantization nf4 or fp4, got {kind}"
+    if kind == "none" and known.baselines and known.baselines.unquantized_lora:
+        yield ("baselines", "unquantized_lora"), "says nothing here: model.quantization is none for all trials"
+
+
+def _resource_problems(known: _Known) -> Iterator[tuple[Place, str]]:
+    if known.resources is None:
+        return
+    gpus = known.resources.gpus_per_trial
+    if gpus > 1 and gpus != int(gpus):
+        yield ("resources", "gpus_per_trial"), f"must be whole above 1 (fractions share one card), got {gpus}"
+    if gpus == 0 and known.training and known.training.optimizer == "paged_adamw_8bit":
+        yield ("training", "optimizer"), "paged_adamw_8bit needs a GPU, and resources.gpus_per_trial is 0"
