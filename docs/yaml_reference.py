@@ -55,7 +55,15 @@ modules, which have names:
 
 ```yaml
 target_modules: [query, value]
-target_modules: {choices: {attention: [query, value], mlp: [intermediate.dense]}}
+target_modules: all-linear
+target_modules: {choices: [attention, mlp, all-linear]}
+target_modules: {choices: {qv: [query, value], mlp: [intermediate.dense]}}
+```
+
+A key of `rank_pattern` is a module, a dotted end of one, a group, a band of the depth, or the first two within a band:
+
+```yaml
+rank_pattern: {query: {choices: [4, 8]}, mlp: {low: 0, high: 4}, first: 2, query@last: 16}
 ```
 """
 
@@ -100,7 +108,7 @@ def _table(fields: Schema, required: list[str], defs: Schema) -> str:
     rows = ["| key | allowed | default | meaning |", "| --- | --- | --- | --- |"]
     for key, field in fields.items():
         default = "required" if key in required else _value(field["default"])
-        cells = (f"`{key}`", allowed(field, defs), default, field["description"])
+        cells = (f"`{key}`", allowed(field, defs), default, field["description"].replace("\n", " "))
         rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(rows) + "\n"
 
@@ -120,7 +128,7 @@ def allowed(field: Schema, defs: Schema) -> str:
         case {"anyOf": list(forms)} | {"oneOf": list(forms)}:
             return "; or ".join(allowed(form, defs) for form in _simplest_first(forms, defs))
         case {"type": "array", "items": dict(items)}:
-            return f"list of at least one: {allowed(items, defs)}"
+            return f"list of {'at least one' if field.get('minItems') else 'any number'}: {allowed(items, defs)}"
         case {"type": "object"}:
             return _mapping(field, defs)
         case _:

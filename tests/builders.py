@@ -49,8 +49,8 @@ def make_metrics(**changes: object) -> Metrics:
     }
     values |= changes
     share = values["accuracy"] if 0 <= values["accuracy"] <= 1 else 0.5
-    error = math.sqrt(share * (1 - share) / values["num_validation"])
-    return Metrics(**{"standard_error": error} | values)
+    values.setdefault("standard_error", math.sqrt(share * (1 - share) / values["num_validation"]))
+    return Metrics(**values)
 
 
 def make_record(number: int = 0, state: TrialState = TrialState.COMPLETE, **changes: object) -> TrialRecord:

@@ -40,12 +40,12 @@ def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
 
 
 def tiny_llama_config(**changes: object) -> LlamaConfig:
-    """Two blocks, wide enough for blocks of 64 quantized weights."""
+    """Three blocks, one for each third of the depth, wide enough for blocks of 64 quantized weights."""
     values: dict[str, Any] = {
         "vocab_size": len(SPECIAL) + len(LETTERS),
         "hidden_size": 64,
         "intermediate_size": 128,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 128,

@@ -8,6 +8,7 @@ from tuner.config import (
     METRICS,
     BaselinesConfig,
     DataConfig,
+    InitName,
     ModelConfig,
     ObjectivesConfig,
     Place,
@@ -98,13 +99,16 @@ def _space_problems(known: _Known) -> Iterator[tuple[Place, str]]:
     space, place = known.search.space, ("search", "space")
     if space.lora_scale is not None and space.lora_alpha is not None:
         yield (*place, "lora_alpha"), "can't be given together with lora_scale (alpha / r): one follows from the other"
-    for key in space.rank_pattern:
+    targets = dict.fromkeys(target for targets in space.target_sets().values() for target in targets)
+    selectors = [((*place, "target_modules"), target) for target in targets]
+    for key_place, selector in [*selectors, *(((*place, "rank_pattern", key), key) for key in space.rank_pattern)]:
         try:
-            parse_selector(key)
+            parse_selector(selector)
         except ValueError as error:
-            yield (*place, "rank_pattern", key), str(error)
+            yield key_place, str(error)
     if True in options_of(space.use_dora):
-        for init in sorted({"pissa", "olora", "loftq"} & set(options_of(space.init_lora_weights))):
+        inits: tuple[InitName, ...] = options_of(space.init_lora_weights)
+        for init in sorted({"pissa", "olora", "loftq"}.intersection(inits)):
             reason = "DoRA takes its magnitudes from the base before this start changes the weights"
             yield (*place, "init_lora_weights"), f"{init} can't meet use_dora: {reason}"
 
@@ -113,8 +117,8 @@ def _quantization_problems(known: _Known) -> Iterator[tuple[Place, str]]:
     if known.model is None or known.search is None:
         return
     place, kind = ("search", "space", "init_lora_weights"), known.model.quantization
-    inits = set(options_of(known.search.space.init_lora_weights))
-    for init in sorted(inits & {"pissa", "olora"}):
+    inits: tuple[InitName, ...] = options_of(known.search.space.init_lora_weights)
+    for init in sorted({"pissa", "olora"}.intersection(inits)):
         if kind != "none":
             reason = "it takes a part out of the base weights, which are stored quantized and shared by all trials"
             yield place, f"{init} needs model.quantization: none, got {kind}: {reason}"

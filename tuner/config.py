@@ -116,7 +116,6 @@ Option = TypeAliasType(
 """A fixed value, or `{choices: [...]}`."""
 
 ModuleName = Annotated[str, Field(min_length=1)]
-SetName = Annotated[str, Field(min_length=1)]
 ModuleNames = Annotated[
     tuple[ModuleName, ...],
     Field(strict=False, min_length=1),
@@ -144,7 +143,7 @@ def _named(raw: object) -> object:
 class TargetChoices(Section):
     """One of several named sets of targets."""
 
-    choices: Annotated[dict[SetName, ModuleNames], Field(min_length=1), BeforeValidator(_named)]
+    choices: Annotated[dict[ModuleName, ModuleNames], Field(min_length=1), BeforeValidator(_named)]
     """Name of the set -> targets; the report shows the name."""
 
 
@@ -204,7 +203,7 @@ class DataConfig(Section):
     max_length: Annotated[int, Field(ge=4)] = 128
     """Longest example in tokens. Classification cuts off the rest of a text; causal language models leave longer examples out."""
     validation: Annotated[int, Field(ge=1)] | None = None
-    """Validation examples, on which all decisions are made; may be left out where the data has that split (all of it is taken)."""
+    """Validation examples, on which all decisions are made; may be left out where the data has that split: all of it."""
     test: Annotated[int, Field(ge=0)] | None = None
     """Examples put aside, which no decision sees; by default that split of the data, or none."""
 

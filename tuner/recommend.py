@@ -184,15 +184,20 @@ def _reasons(model: ModelFacts, task: Task, num_examples: int, factor: float) ->
         ),
         (
             "learning_rate",
-            f"10 times full fine-tuning's 5e-5, times (2000 / {model.hidden_size}) to the power of 0.781 (Qwen: 0.0775): small "
-            "models take larger rates, and the best one hardly depends on r (Thinking Machines, LoRA Without Regret, 2025, and "
-            "tinker-cookbook). Below 200 steps twice as much is often better. Practice's plain 2e-4 fits 7B models only.",
+            (
+                f"10 times full fine-tuning's 5e-5, times (2000 / {model.hidden_size}) to the power of 0.781 (Qwen: 0.0775): "
+                "small models take larger rates, and the best one hardly depends on r (Thinking Machines, LoRA Without Regret, "
+                "2025, and tinker-cookbook). Below 200 steps twice as much is often better. Practice's plain 2e-4 fits 7B models "
+                "only."
+            ),
         ),
         (
             "target_modules",
-            "all-linear for every task: attention alone loses to MLP or all at equal parameters (LoRA Without Regret; PEFT's own "
-            "table: r 10 on the MLP 49.4 %, r 32 on q, v 47.8 %). Practice's attention-only for classification and "
-            "summarization saves memory, and is worth a place in the search for that.",
+            (
+                "all-linear for every task: attention alone loses to MLP or all at equal parameters (LoRA Without Regret; PEFT's "
+                "own table: r 10 on the MLP 49.4 %, r 32 on q, v 47.8 %). Practice's attention-only for classification and "
+                "summarization saves memory, and is worth a place in the search for that."
+            ),
         ),
         ("schedule", "cosine with 10 % warm-up"),
     )
@@ -201,7 +206,7 @@ def _reasons(model: ModelFacts, task: Task, num_examples: int, factor: float) ->
 def _point(space: SpaceConfig, layers: Sequence[Layer], wanted: Recommendation, profile: Mapping[str, int]) -> Point:
     searched = dimensions(space)
     targets = _nearest_set(space, layers, wanted.target_modules)
-    r = int(_nearest(searched["r"], wanted.r)) if "r" in searched else int(space.r)  # type: ignore[call-overload]
+    r = int(space.r if isinstance(space.r, int) else _nearest(space.r, wanted.r))
     values: dict[str, ParamValue] = {
         "r": wanted.r,
         "lora_scale": DEFAULT_SCALE,
@@ -259,6 +264,6 @@ def _nearest_choice(choices: Sequence[ParamValue], value: ParamValue) -> ParamVa
 
 def _within(span: Range[int] | Range[float], value: float) -> int | float:
     clipped = min(max(value, span.low), span.high)
-    if span.step is not None:
-        clipped = span.low + round((clipped - span.low) / span.step) * span.step
+    if span.step is not None:  # three steps of 0.1 are a little more than 0.3 in binary
+        clipped = min(span.low + round((clipped - span.low) / span.step) * span.step, span.high)
     return round(clipped) if isinstance(span.low, int) else clipped

@@ -75,12 +75,14 @@ class Study:
         self._config = config
         self._objectives = objectives_of(config)
         self._ids: dict[int, int] = {}
+        self._places: dict[int, int] = {}
         self._records: dict[int, TrialRecord] = {}
         for trial in (*study.get_trials(deepcopy=False), *beside.get_trials(deepcopy=False)):
             if SPEC in trial.user_attrs:
                 record = _record(trial)
                 self._records[record.number] = record
                 self._ids[record.number] = trial._trial_id  # noqa: SLF001 -- optuna has no public way by number
+                self._places[record.number] = trial.number
         self._unfinished = [record.spec for record in self.records if record.state is TrialState.RUNNING]
         self._baselines = [spec for spec in baseline_specs(config, self.inspection) if spec.number not in self._records]
 
@@ -135,6 +137,9 @@ class Study:
     def _begun(self, spec: TrialSpec, trial: optuna.Trial) -> TrialSpec:
         trial.set_user_attr(SPEC, _SPEC.dump_python(spec, mode="json"))
         self._ids[spec.number] = trial._trial_id  # noqa: SLF001 -- optuna has no public way by number
+        self._places[spec.number] = (
+            trial.number
+        )  # of a baseline: a kill between asking and writing leaves an empty trial
         self._records[spec.number] = TrialRecord(spec=spec, state=TrialState.RUNNING)
         return spec
 
@@ -174,8 +179,8 @@ class Study:
             outcome = self._checked(record, outcome)
         self._set_attr(number, OUTCOME, _OUTCOME.dump_python(outcome, mode="json"))
         values = self._values(record) if outcome.state is TrialState.COMPLETE else None
-        study, place = (self._study, number) if record.spec.baseline is None else (self._beside, -number - 1)
-        study.tell(place, values, state=_OPTUNA_STATES[outcome.state])
+        study = self._study if record.spec.baseline is None else self._beside
+        study.tell(self._places[number], values, state=_OPTUNA_STATES[outcome.state])
         closed = dataclasses.replace(record, state=outcome.state, outcome=outcome)
         self._records[number] = closed
         return closed

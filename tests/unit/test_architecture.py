@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 LAYERS = (
-    ("tuner.errors", "tuner.pareto", "tuner.trial"),
-    ("tuner.config",),
-    ("tuner.front", "tuner.space", "tuner.sweep_file"),
-    ("tuner.folder", "tuner.pruner"),
+    ("tuner.errors", "tuner.layers", "tuner.pareto"),
+    ("tuner.trial",),
+    ("tuner.config", "tuner.metric_text"),
+    ("tuner.combinations", "tuner.front", "tuner.space"),
+    ("tuner.folder", "tuner.pruner", "tuner.recommend", "tuner.sweep_file"),
     ("tuner.live", "tuner.study"),
     ("tuner.backends", "tuner.report"),
     ("tuner.sweep",),
@@ -27,15 +28,19 @@ LAYERS = (
 )
 """Bottom first. A module imports only from lower rows; a folder is one entry, whose modules import each other."""
 
+FOR_TYPES_ALONE = {("tuner.layers", "tuner.trial")}
+"""(importer, imported) that only a type checker sees; at run time it is the other way round."""
+
 WORKER = "tuner.worker"
-WORKER_MAY_IMPORT = ("tuner.config", "tuner.errors", "tuner.trial")
+WORKER_MAY_IMPORT = ("tuner.config", "tuner.errors", "tuner.layers", "tuner.trial")
 """The worker's room stands beside the layers: nothing imports it (backends name it by a dotted path)."""
 
 HOMES = {
     "accelerate": (WORKER,),
     "bitsandbytes": (WORKER,),
-    "datasets": (),
-    "filelock": ("tuner.folder",),
+    "datasets": (WORKER,),
+    "filelock": ("tuner.folder", WORKER),
+    "gguf": (),
     "matplotlib": ("tuner.report.picture",),
     "moocore": ("tuner.pareto",),
     "optuna": ("tuner.study",),
@@ -115,7 +120,15 @@ def test_every_module_stands_in_the_layer_table() -> None:
 
 
 def test_no_module_imports_upwards_or_sideways() -> None:
-    assert [pair for pair in OWN_IMPORTS if not may_import(*pair)] == []
+    assert [pair for pair in OWN_IMPORTS if not may_import(*pair) and pair not in FOR_TYPES_ALONE] == []
+
+
+@pytest.mark.parametrize(("module", "name"), FOR_TYPES_ALONE)
+def test_what_is_imported_for_types_alone_is_not_loaded(module: str, name: str) -> None:
+    at_run_time = [statement for statement in TREES[module].body if not isinstance(statement, ast.If)]
+
+    assert (module, name) in OWN_IMPORTS
+    assert name not in {imported for statement in at_run_time for imported in imports_of(statement)}
 
 
 def test_nothing_outside_the_workers_room_imports_it() -> None:
@@ -154,11 +167,14 @@ def test_every_module_says_its_job_in_its_docstring() -> None:
     ("module", "name", "is_allowed"),
     [
         ("tuner.study", "tuner.pruner", True),
+        ("tuner.study", "tuner.recommend", True),
+        ("tuner.space", "tuner.recommend", False),
         ("tuner.pruner", "tuner.study", False),
         ("tuner.space", "tuner.front", False),
         ("tuner.report.page", "tuner.report.data", True),
         ("tuner.report.page", "tuner.backends", False),
         ("tuner.worker.training", "tuner.trial", True),
+        ("tuner.worker.training", "tuner.layers", True),
         ("tuner.worker.training", "tuner.front", False),
         ("tuner.sweep", "tuner.worker.host", False),
         ("tuner.unheard_of", "tuner.trial", False),

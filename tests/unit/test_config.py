@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.sweeps import ROOT, document
-from tuner.config import SweepConfig, is_folder_name
+from tuner.config import Choices, SweepConfig, is_folder_name, options_of
 from tuner.sweep_file import load_sweep_file
+from tuner.trial import Metric
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,6 +87,52 @@ def test_a_fixed_list_of_targets_is_one_set_named_by_its_modules() -> None:
     assert space.target_sets() == {"query+intermediate.dense": ("query", "intermediate.dense")}
 
 
+def targets_of(raw: object) -> dict[str, tuple[str, ...]]:
+    return SweepConfig.model_validate(document({"search.space.target_modules": raw})).search.space.target_sets()
+
+
+def test_a_target_alone_needs_no_list() -> None:
+    assert targets_of("all-linear") == {"all-linear": ("all-linear",)}
+
+
+def test_targets_to_choose_from_need_no_names() -> None:
+    assert targets_of({"choices": ["attention", "mlp"]}) == {"attention": ("attention",), "mlp": ("mlp",)}
+
+
+def test_a_named_set_of_one_target_needs_no_list() -> None:
+    assert targets_of({"choices": {"all": "all-linear", "qv": ["query", "value"]}}) == {
+        "all": ("all-linear",),
+        "qv": ("query", "value"),
+    }
+
+
+@pytest.mark.parametrize(("task", "metric"), [("classification", Metric.ACCURACY), ("causal-lm", Metric.EXACT_MATCH)])
+def test_each_task_has_a_metric_of_its_own_where_none_is_named(task: str, metric: Metric) -> None:
+    assert SweepConfig.model_validate(document({"training.task": task})).metric is metric
+
+
+def test_the_metric_named_is_the_metric() -> None:
+    changes = {"training.task": "causal-lm", "objectives.accuracy": "perplexity"}
+
+    assert SweepConfig.model_validate(document(changes)).metric is Metric.PERPLEXITY
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_asked"),
+    [({}, False), ({"data.choices": "options"}, True), ({"objectives.accuracy": "choice_accuracy"}, True)],
+    ids=str,
+)
+def test_choices_are_scored_where_the_file_asks_for_it(changes: dict[str, Any], is_asked: bool) -> None:
+    config = SweepConfig.model_validate(document({"training.task": "causal-lm", **changes}))
+
+    assert config.is_choice_asked is is_asked
+
+
+def test_options_are_one_value_or_all_choices() -> None:
+    assert options_of("nf4") == ("nf4",)
+    assert options_of(Choices[bool](choices=(True, False))) == (True, False)
+
+
 def test_a_sweep_never_changes_once_it_is_loaded_defaults_included() -> None:
     config = SweepConfig.model_validate(document({"pruning": {}}))
 
@@ -103,7 +150,7 @@ def test_the_project_comes_with_sweep_files() -> None:
 def test_every_sweep_file_of_the_project_loads_with_paths_that_lie_in_the_project(file: Path) -> None:
     config = load_sweep_file(file)
 
-    assert config.data.path.startswith(f"{ROOT}/")
+    assert config.data.path is None or config.data.path.startswith(f"{ROOT}/")
     if is_folder_name(config.model.name):
         assert config.model.name.startswith(f"{ROOT}/")
 

@@ -7,10 +7,11 @@ import pytest
 from tests.builders import MIB, make_config, make_record, make_spec
 from tuner.errors import PickError
 from tuner.front import Objective, Pick, front, objectives_of
-from tuner.trial import MemoryKind, TrialRecord, TrialState
+from tuner.trial import Baseline, MemoryKind, TrialRecord, TrialState
 
 ALL = objectives_of(make_config())
 BY_PARAMS = (Objective.ACCURACY, Objective.TRAINABLE_PARAMS)
+BY_PERPLEXITY = (Objective.PERPLEXITY, Objective.TRAINABLE_PARAMS)
 
 
 def finished(number: int, *, accuracy: float, params: int = 100, mib: int = 100) -> TrialRecord:
@@ -50,6 +51,69 @@ def test_the_sweep_file_chooses_the_objectives(has_params: bool, has_memory: boo
     config = make_config(objectives={"trainable_params": has_params, "memory": has_memory})
 
     assert [str(goal) for goal in objectives_of(config)] == expected
+
+
+@pytest.mark.parametrize("accuracy", ["exact_match", "choice_accuracy", "token_accuracy", "perplexity"])
+def test_the_metric_that_the_sweep_names_is_weighed_first(accuracy: str) -> None:
+    config = make_config(training={"task": "causal-lm", "max_steps": 120}, objectives={"accuracy": accuracy})
+
+    assert [str(goal) for goal in objectives_of(config)] == [accuracy, "trainable_params", "peak_memory_gib"]
+
+
+def test_each_objective_that_is_a_metric_goes_its_way_and_costs_go_down() -> None:
+    maximized = {goal for goal in Objective if goal.is_maximized}
+
+    assert set(Objective) - maximized == {Objective.PERPLEXITY, Objective.TRAINABLE_PARAMS, Objective.PEAK_MEMORY_GIB}
+    assert {goal for goal in Objective if goal.metric is None} == {
+        Objective.TRAINABLE_PARAMS,
+        Objective.PEAK_MEMORY_GIB,
+    }
+
+
+def test_a_baseline_stands_beside_the_front_and_pushes_nothing_off() -> None:
+    spec = make_spec(-1, lora=None, baseline=Baseline.ZERO_SHOT)
+    baseline = make_record(-1, spec=spec, accuracy=0.99, trainable_params=0, peak_memory_bytes=1)
+
+    assert numbers(front([finished(0, accuracy=0.5), baseline], ALL)) == [0]
+
+
+def test_a_baseline_may_have_measured_its_memory_in_another_way() -> None:
+    spec = make_spec(-1, lora=None, baseline=Baseline.FULL)
+    baseline = make_record(-1, spec=spec, memory_kind=MemoryKind.CUDA_ALLOCATED)
+
+    assert numbers(front([baseline, finished(0, accuracy=0.5)], ALL)) == [0]
+
+
+def test_the_lower_perplexity_is_the_better_one() -> None:
+    worse, better = finished(0, accuracy=9.5), finished(1, accuracy=3.5)
+
+    assert numbers(front([worse, better], BY_PERPLEXITY)) == [1]
+
+
+def test_a_front_by_perplexity_is_cheapest_first_too() -> None:
+    records = [finished(0, accuracy=3.5, params=300), finished(1, accuracy=9.5, params=100)]
+
+    assert numbers(front(records, BY_PERPLEXITY)) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("most-accurate", 2),
+        ("cheapest-within:0", 2),
+        ("cheapest-within:0.5", 1),
+        ("cheapest-within:20", 0),
+        ("knee", 1),
+    ],
+)
+def test_a_rule_picks_by_perplexity_as_by_a_share(rule: str, expected: int) -> None:
+    records = [
+        finished(0, accuracy=9.0, params=100),
+        finished(1, accuracy=3.5, params=200),
+        finished(2, accuracy=3.0, params=1000),
+    ]
+
+    assert Pick(rule=rule).of(front(records, BY_PERPLEXITY), BY_PERPLEXITY).number == expected
 
 
 def test_a_trial_that_another_beats_everywhere_is_not_on_the_front() -> None:

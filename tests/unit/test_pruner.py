@@ -57,6 +57,28 @@ def test_a_lead_in_accuracy_alone_stops_nothing() -> None:
     assert not is_dominated(at_rung(0.5, loss=0.4), [at_rung(0.7, loss=0.5)], PARETO, OBJECTIVES)
 
 
+def perplexity_at_rung(perplexity: float, *, loss: float) -> Metrics:
+    return make_metrics(steps=30, accuracy=perplexity, loss=loss, standard_error=0.5)
+
+
+def test_a_clearly_lower_perplexity_stops_a_higher_one_and_never_the_other_way_round() -> None:
+    low, high = perplexity_at_rung(4.0, loss=1.4), perplexity_at_rung(8.0, loss=2.1)
+    objectives = (Objective.PERPLEXITY, Objective.TRAINABLE_PARAMS)
+
+    assert is_dominated(high, [low], PARETO, objectives)
+    assert not is_dominated(low, [high], PARETO, objectives)
+
+
+def test_a_lead_in_perplexity_within_its_standard_error_stops_nothing() -> None:
+    near, far = perplexity_at_rung(4.0, loss=1.4), perplexity_at_rung(5.0, loss=1.6)
+
+    assert not is_dominated(far, [near], PARETO, (Objective.PERPLEXITY, Objective.TRAINABLE_PARAMS))
+
+
+def test_a_sweep_without_costs_stops_by_the_metric_alone() -> None:
+    assert is_dominated(at_rung(0.3, params=1, memory=1), [at_rung(0.9)], PARETO, (Objective.ACCURACY,))
+
+
 def test_method_none_stops_nothing() -> None:
     assert not is_dominated(at_rung(0.1), [at_rung(0.9)], PruningConfig(method="none"), OBJECTIVES)
 

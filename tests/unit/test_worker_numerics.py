@@ -207,7 +207,7 @@ def tiny_run(num_accumulated: int = 1, batch_size: int = 4, **training: object) 
     return TrialRun(base, data, make_spec(0, lora=lora, learning_rate=5e-3), config)
 
 
-PINNED = (4.0, 4.0)
+PINNED = (3.9702444, 3.5392637)
 """Loss before step 1 and before step 20 of the run below (torch 2.13, CPU)."""
 
 

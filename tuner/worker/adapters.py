@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from peft import EvaConfig, LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -166,8 +166,6 @@ def lora_config(
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         init_lora_weights=_init_word(lora.init_lora_weights),
-        # rho 1 keeps the ranks that the spec asks for; EVA itself would hand them out anew
-        eva_config=EvaConfig(rho=1.0) if lora.init_lora_weights is Init.EVA else None,
         bias=lora.bias.value,
         modules_to_save=list(heads) or None,
         fan_in_fan_out=is_transposed,
@@ -175,8 +173,8 @@ def lora_config(
 
 
 def _init_word(init: Init) -> bool | str:
-    """PEFT's own word; LoftQ's start is put in place afterwards, on the base as it is quantized already."""
-    return True if init in {Init.DEFAULT, Init.LOFTQ} else init.value
+    """PEFT's own word; EVA's and LoftQ's starts are put in place afterwards, from data and from the base as it is."""
+    return True if init in {Init.DEFAULT, Init.EVA, Init.LOFTQ} else init.value
 
 
 def _anchored(name: str) -> str:

@@ -119,9 +119,11 @@ def load_weights(base: BaseModel) -> dict[str, torch.Tensor]:
 
     Read anew from where the base came from: (out, in) each.
     """
-    origin, auto_class = _origin(base.config), type(base.model)
-    model = auto_class.from_pretrained(
-        **origin, config=copy.deepcopy(base.model.config), dtype=base.compute_dtype, ignore_mismatched_sizes=True
+    plain = copy.deepcopy(base.model.config)
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config
+    model = type(base.model).from_pretrained(
+        **_origin(base.config), config=plain, dtype=base.compute_dtype, ignore_mismatched_sizes=True
     )
     modules = ((layer.name, model.get_submodule(layer.name)) for layer in layers_of(model))
     return {name: module.weight.T if isinstance(module, Conv1D) else module.weight for name, module in modules}

@@ -6,17 +6,17 @@ W is a base weight, (out, in); A is (r, in), B is (out, r); s is the factor on B
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from peft import get_peft_model_state_dict
+from peft import EvaConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.eva import initialize_lora_eva_weights
+from peft.tuners.lora.eva import get_eva_state_dict
 from safetensors.torch import save_file
 
 from tuner.trial import Bias, LoraSpec
@@ -54,49 +54,45 @@ def keep_weights(
     return {name: model.get_parameter(name).detach().cpu().clone() for name in names}
 
 
+@torch.no_grad()
 def start_eva(base: BaseModel, wrapped: PeftModel, batches: Sequence[Batch]) -> None:
-    """A from the right singular vectors of each layer's inputs.
+    """A from the right singular vectors of each layer's inputs, as many as its rank.
 
-    Raises:
-        RuntimeError: PEFT found no vectors for a layer.
+    PEFT finds them; it would hand out ranks anew and does not read anchored patterns (0.21), so it is asked for the highest
+    rank everywhere, and each layer takes the first of its own.
     """
 
-    def forward_fn(model: PeftModel, batch: Batch) -> object:
+    def forward_fn(model: PeftModel, inputs: Mapping[str, torch.Tensor]) -> object:
         with base.autocast():
-            return model(**batch.inputs())
+            return model(**inputs)
 
-    was_training = wrapped.training
-    wrapped.eval()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*were initialized with init_lora_weights=True.*")
-        initialize_lora_eva_weights(
-            wrapped,
-            dataloader=_Looped(batches[:NUM_EVA_BATCHES]),
-            forward_fn=forward_fn,
-            prepare_model_inputs_fn=lambda batch, _: _real_tokens(batch),
-            prepare_layer_inputs_fn=_rows_of_tokens,
-            gather_distributed_inputs=False,
-            show_progress_bar=False,
-        )
-    wrapped.train(was_training)
-
-
-class _Looped:
-    """Batches as often as they are asked for; EVA stops by itself when its directions have settled."""
-
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Any:  # noqa: ANN401 -- an iterator of batches
-        return iter(self._batches)
+    layers = {name: layer for name, layer in wrapped.named_modules() if isinstance(layer, LoraLayer)}
+    uniform = dataclasses.replace(
+        wrapped.peft_config[ADAPTER],
+        r=max(layer.r[ADAPTER] for layer in layers.values()),
+        rank_pattern={},
+        alpha_pattern={},
+        init_lora_weights="eva",
+        eva_config=EvaConfig(rho=1.0),
+    )
+    vectors = get_eva_state_dict(
+        wrapped,
+        [batch.inputs() for batch in batches],
+        uniform,
+        forward_fn=forward_fn,
+        prepare_model_inputs_fn=lambda inputs, _: _real_tokens(inputs),
+        prepare_layer_inputs_fn=_rows_of_tokens,
+        gather_distributed_inputs=False,
+        show_progress_bar=False,
+    )
+    for name, layer in layers.items():
+        layer.lora_A[ADAPTER].weight.copy_(vectors[name][: layer.r[ADAPTER]])
 
 
-def _real_tokens(batch: Batch) -> torch.Tensor:
-    mask = batch.attention_mask_BT
-    return torch.ones_like(batch.input_ids_BT, dtype=torch.bool) if mask is None else mask.bool()
+def _real_tokens(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Mask of shape (B, T); a packed batch's little padding counts as tokens."""
+    mask = inputs.get("attention_mask")
+    return torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
 
 
 def _rows_of_tokens(layer_input: Any, model_input: torch.Tensor, layer_name: str) -> torch.Tensor:  # noqa: ANN401 -- PEFT's hook
