@@ -58,7 +58,7 @@ def test_card_and_provenance_say_where_the_adapter_comes_from(swept: Sweep, tmp_
     card = (tmp_path / "adapter" / "README.md").read_text()
     provenance = json.loads((tmp_path / "adapter" / "provenance.json").read_text())
     assert f"trial {exported.number}" in card
-    assert f"{100 * exported.accuracy:.1f} %" in card
+    assert f"{100 * exported.accuracy:.1f}%" in card
     assert provenance["data"]["fingerprint_sha256"] == swept.inspection.data_fingerprint
     assert provenance["metrics"]["accuracy"] == exported.accuracy
     assert set(provenance["files_sha256"]) == {"adapter_model.safetensors"}

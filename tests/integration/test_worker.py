@@ -18,10 +18,9 @@ from tests.builders import make_lora, make_spec
 from tests.sweeps import small_config
 from tuner.trial import FailReason, LoraSpec, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
 from tuner.worker import training
-from tuner.worker.data import load_splits
-from tuner.worker.host import Worker, prepare_data
+from tuner.worker.host import BaseSpec, Worker, load
 from tuner.worker.memory import CpuPeak
-from tuner.worker.model import BaseModel, load_base
+from tuner.worker.model import BaseModel
 from tuner.worker.training import TrainingData, TrialRun
 
 ALL = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
@@ -119,9 +118,8 @@ def test_a_finished_trial_leaves_a_peft_adapter_and_its_state(tmp_path: Path) ->
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[BaseModel, TrainingData, Any]:
     """A quantized base with data, outside of a worker."""
     config = small_config(tmp_path_factory.mktemp("base"))
-    splits = load_splits(config.data)
-    base = load_base(config.model, splits.labels, torch.device("cpu"))
-    return base, prepare_data(config, base, splits), config.training
+    found = load(config, BaseSpec(config=config.model))
+    return found.base, found.data, config
 
 
 @pytest.fixture
@@ -166,8 +164,8 @@ def gradients(run: TrialRun) -> torch.Tensor:
     """The gradient of one fixed batch, flat, without dropout."""
     run.adapted.model.eval()
     batch = run._data.validation[0]
-    output = run.adapted.model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT)
-    loss = torch.nn.functional.cross_entropy(output.logits, batch.labels_B)
+    output = run.adapted.model(**batch.inputs())
+    loss = torch.nn.functional.cross_entropy(output.logits, batch.labels)
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.adapted.trainable().values()))])
 
 
@@ -177,7 +175,7 @@ def test_an_evaluation_leaves_the_gradients_of_later_training_alone(running: Tri
     fresh = gradients(running)
     for batch in running._data.validation:
         with torch.no_grad():
-            running.adapted.model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT)
+            running.adapted.model(**batch.inputs())
 
     assert torch.nn.functional.cosine_similarity(fresh, gradients(running), dim=0) > 0.9999
 

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
 from transformers import BertConfig
 
 from tests.builders import make_lora
-from tuner.worker.adapters import attach, resolve_ranks
-from tuner.worker.model import BaseModel, block_linears, head_linears, skeleton
+from tuner.config import ModelConfig
+from tuner.worker.adapters import attach
+from tuner.worker.architecture import layers_of, outer_linears, skeleton
+from tuner.worker.model import BaseModel
 
-NAMES = (
-    "encoder.layer.0.attention.self.query",
-    "encoder.layer.0.attention.output.dense",
-    "encoder.layer.0.intermediate.dense",
-    "encoder.layer.0.output.dense",
-)
 TINY = BertConfig(
     vocab_size=50,
     hidden_size=16,
@@ -36,36 +30,20 @@ def tiny_base() -> BaseModel:
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(TINY)  # type: ignore[no-untyped-call]
     model.requires_grad_(requires_grad=False)
-    return BaseModel(model=model, tokenizer=None, device=torch.device("cpu"), compute_dtype=torch.float32)  # type: ignore[arg-type]
-
-
-def test_a_target_means_every_layer_whose_name_ends_in_it() -> None:
-    assert resolve_ranks(NAMES, {"dense": 4}) == dict.fromkeys(NAMES[1:], 4)
-
-
-def test_the_longest_fitting_target_wins() -> None:
-    ranks = resolve_ranks(NAMES, {"output.dense": 2, "attention.output.dense": 8})
-
-    assert ranks == {NAMES[1]: 8, NAMES[3]: 2}
-
-
-def test_a_target_is_matched_by_whole_words() -> None:
-    with pytest.raises(ValueError, match="no linear layer is named uery"):
-        resolve_ranks(NAMES, {"uery": 1})
-
-
-@given(st.permutations(["query", "output.dense", "attention.output.dense", "intermediate.dense"]))
-def test_the_order_of_targets_does_not_matter(targets: list[str]) -> None:
-    ranks = {target: len(target) for target in targets}
-
-    assert resolve_ranks(NAMES, ranks) == resolve_ranks(NAMES, dict(sorted(ranks.items())))
+    return BaseModel(
+        model=model,
+        tokenizer=None,  # type: ignore[arg-type]
+        device=torch.device("cpu"),
+        compute_dtype=torch.float32,
+        config=ModelConfig(name="tiny", quantization="none"),
+    )
 
 
 def test_pooler_and_head_are_no_layers_of_the_blocks() -> None:
-    model = skeleton(TINY)
+    model = skeleton(TINY, "classification")
 
-    assert head_linears(model) == ("bert.pooler.dense", "classifier")
-    assert len(block_linears(model)) == 12
+    assert outer_linears(model) == ("bert.pooler.dense", "classifier")
+    assert len(layers_of(model)) == 12
 
 
 def test_trainable_parameters_are_the_sum_over_shapes_plus_the_head() -> None:

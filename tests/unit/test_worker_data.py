@@ -1,4 +1,4 @@
-"""Reading, splitting and batching of labelled examples."""
+"""Reading and splitting of examples."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.sweeps import DATA
 from tuner.config import DataConfig
-from tuner.worker.data import BatchOrder, DataError, Tokenized, collate, evaluation_batches, load_splits
+from tuner.worker.data import DataError, load_splits
 
 ROWS: list[dict[str, object]] = [{"text": f"text number {index}", "label": "ab"[index % 2]} for index in range(20)]
 
@@ -34,7 +30,7 @@ def config_for(file: Path, **changes: object) -> DataConfig:
 
 
 def test_splits_have_the_sizes_asked_for_and_share_no_text(tmp_path: Path) -> None:
-    splits = load_splits(config_for(write_rows(tmp_path, ROWS)))
+    splits = load_splits(config_for(write_rows(tmp_path, ROWS)), "classification")
 
     assert (len(splits.test), len(splits.validation), len(splits.train)) == (3, 5, 12)
     texts = [example.text for split in (splits.test, splits.validation, splits.train) for example in split]
@@ -42,29 +38,29 @@ def test_splits_have_the_sizes_asked_for_and_share_no_text(tmp_path: Path) -> No
 
 
 def test_a_split_depends_on_the_texts_and_not_on_their_order(tmp_path: Path) -> None:
-    forward = load_splits(config_for(write_rows(tmp_path, ROWS)))
-    backward = load_splits(config_for(write_rows(tmp_path, ROWS[::-1])))
+    forward = load_splits(config_for(write_rows(tmp_path, ROWS)), "classification")
+    backward = load_splits(config_for(write_rows(tmp_path, ROWS[::-1])), "classification")
 
     assert forward == backward
     assert forward.fingerprint == backward.fingerprint
 
 
 def test_a_repeated_text_counts_once(tmp_path: Path) -> None:
-    splits = load_splits(config_for(write_rows(tmp_path, [*ROWS, *ROWS])))
+    splits = load_splits(config_for(write_rows(tmp_path, [*ROWS, *ROWS])), "classification")
 
     assert len(splits.train) == 12
 
 
 def test_one_changed_label_changes_the_fingerprint(tmp_path: Path) -> None:
-    before = load_splits(config_for(write_rows(tmp_path, ROWS)))
-    after = load_splits(config_for(write_rows(tmp_path, [{**ROWS[0], "label": "b"}, *ROWS[1:]])))
+    before = load_splits(config_for(write_rows(tmp_path, ROWS)), "classification")
+    after = load_splits(config_for(write_rows(tmp_path, [{**ROWS[0], "label": "b"}, *ROWS[1:]])), "classification")
 
     assert before.fingerprint != after.fingerprint
 
 
 def test_the_splits_of_the_quickstart_are_alike() -> None:
     # The file was sampled by the plain hash of its texts: split by that, its first rows hold 22 % of one class.
-    splits = load_splits(DataConfig(path=str(DATA), validation=400, test=1000))
+    splits = load_splits(DataConfig(path=str(DATA), validation=400, test=1000), "classification")
 
     shares = Counter(example.label for example in splits.validation)
     assert len(splits.labels) == 10
@@ -87,7 +83,7 @@ def test_each_format_gives_the_same_examples(tmp_path: Path, name: str) -> None:
             write_rows(tmp_path, ROWS, name)
 
     (tmp_path / "plain").mkdir()
-    assert load_splits(config_for(file)) == load_splits(config_for(write_rows(tmp_path / "plain", ROWS)))
+    assert load_splits(config_for(file), "classification") == load_splits(config_for(write_rows(tmp_path / "plain", ROWS)), "classification")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +106,7 @@ def test_data_that_cannot_be_trained_on_is_refused_by_name(
     file = write_rows(tmp_path, rows, name)
 
     with pytest.raises(DataError, match=message) as refused:
-        load_splits(config_for(file, **changes))
+        load_splits(config_for(file, **changes), "classification")
 
     assert refused.value.key == key
 
@@ -120,63 +116,140 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> Non
     file.write_text("{broken\n")
 
     with pytest.raises(DataError, match=r"can't read .* as jsonl"):
-        load_splits(config_for(file))
+        load_splits(config_for(file), "classification")
 
 
-lengths = st.lists(st.integers(1, 50), min_size=1, max_size=80)
+def write_split_folder(folder: Path, **splits: list[dict[str, object]]) -> Path:
+    data = folder / "data"
+    data.mkdir()
+    for name, rows in splits.items():
+        write_rows(data, rows, f"{name}.jsonl")
+    return data
 
 
-@given(lengths, st.integers(1, 9), st.integers(0, 5))
-def test_an_epoch_uses_no_example_twice_and_leaves_out_less_than_a_batch(
-    lengths: list[int], batch_size: int, seed: int
-) -> None:
-    size = min(batch_size, len(lengths))
-    order = BatchOrder(lengths, batch_size=batch_size, seed=seed)
+def test_splits_that_the_data_has_are_kept(tmp_path: Path) -> None:
+    data = write_split_folder(tmp_path, train=ROWS[:12], val=ROWS[12:17], test=ROWS[17:])
 
-    used = [index for step in range(len(lengths) // size) for index in order.at(step)]
+    splits = load_splits(config_for(data, validation=None, test=None), "classification")
 
-    assert len(used) == len(set(used)) == len(lengths) // size * size
+    assert {example.text for example in splits.validation} == {str(row["text"]) for row in ROWS[12:17]}
+    assert (len(splits.train), len(splits.test)) == (12, 3)
 
 
-@given(lengths, st.integers(0, 40))
-def test_the_batch_of_a_step_does_not_depend_on_the_steps_before(lengths: list[int], step: int) -> None:
-    walked = BatchOrder(lengths, batch_size=4, seed=1)
-    for before in range(step):
-        walked.at(before)
+def test_a_split_of_the_data_is_cut_to_the_size_asked_for(tmp_path: Path) -> None:
+    data = write_split_folder(tmp_path, train=ROWS[:12], validation=ROWS[12:17], test=ROWS[17:])
 
-    assert walked.at(step) == BatchOrder(lengths, batch_size=4, seed=1).at(step)
+    splits = load_splits(config_for(data, validation=2, test=0), "classification")
 
-
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    order = BatchOrder([5] * 64, batch_size=4, seed=1)
-    epochs = [[order.at(step) for step in range(start, start + 16)] for start in (0, 16)]
-
-    assert epochs[0] != epochs[1]
-    assert epochs[0] != [BatchOrder([5] * 64, batch_size=4, seed=2).at(step) for step in range(16)]
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (12, 2, 0)
 
 
-def test_examples_of_like_length_share_a_batch() -> None:
-    lengths = list(range(1, 129))
-    order = BatchOrder(lengths, batch_size=8, seed=0)
+def test_a_missing_split_is_made_from_the_training_data(tmp_path: Path) -> None:
+    data = write_split_folder(tmp_path, train=ROWS[:15], test=ROWS[15:])
 
-    padded = sum(order.padded_tokens(step) for step in range(16))
+    splits = load_splits(config_for(data, validation=4, test=None), "classification")
 
-    assert padded < 1.1 * sum(lengths)  # in random order: about 1.8 times
-
-
-def test_padding_is_masked() -> None:
-    data = Tokenized(input_ids=((5, 6, 7), (8,)), labels=(0, 1))
-
-    batch = collate(data, [0, 1], pad_id=9, device=torch.device("cpu"))
-
-    assert batch.input_ids_BT.tolist() == [[5, 6, 7], [8, 9, 9]]
-    assert batch.attention_mask_BT.tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch.num_tokens == 4
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (11, 4, 5)
 
 
-def test_evaluation_takes_each_example_once_and_the_longest_last() -> None:
-    data = Tokenized(input_ids=((1, 1, 1), (2,), (3, 3)), labels=(0, 1, 2))
+def test_an_input_that_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
+    data = write_split_folder(tmp_path, train=ROWS, validation=ROWS[12:17], test=ROWS[15:])
 
-    batches = evaluation_batches(data, batch_size=2, pad_id=0, device=torch.device("cpu"))
+    splits = load_splits(config_for(data, validation=None, test=None), "classification")
 
-    assert [batch.labels_B.tolist() for batch in batches] == [[1, 2], [0]]
+    texts = [{example.text for example in split} for split in (splits.train, splits.validation, splits.test)]
+    assert [len(split) for split in texts] == [12, 3, 5]
+    assert not (texts[0] & texts[1] | texts[0] & texts[2] | texts[1] & texts[2])
+    assert splits.num_duplicates == 10
+
+
+def test_a_folder_without_a_train_file_is_refused(tmp_path: Path) -> None:
+    data = write_split_folder(tmp_path, test=ROWS)
+
+    with pytest.raises(DataError, match=r"no train\.jsonl.*it has: test\.jsonl"):
+        load_splits(config_for(data), "classification")
+
+
+def test_a_validation_size_is_needed_where_the_data_has_no_such_split(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is missing, and .* has no validation split"):
+        load_splits(config_for(write_rows(tmp_path, ROWS), validation=None), "classification")
+
+
+def test_a_hub_data_set_gives_its_splits_and_the_names_of_its_classes(tmp_path: Path) -> None:
+    # `datasets` takes a folder of parquet files as it takes a hub id; no hub is needed to run the real loader.
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    rows = [{"text": f"text {index}", "label": index % 2} for index in range(20)]
+    hub = tmp_path / "org-data"
+    for name, part in (("train", rows[:14]), ("validation", rows[14:])):
+        (hub / "data").mkdir(parents=True, exist_ok=True)
+        Dataset.from_list(part, features=features).to_parquet(hub / "data" / f"{name}-00000-of-00001.parquet")
+
+    splits = load_splits(
+        DataConfig.model_validate({"name": str(hub), "test": 2}), "classification"
+    )
+
+    assert splits.labels == ("no", "yes")
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (12, 6, 2)
+
+
+def test_a_hub_data_set_that_cannot_be_loaded_is_refused() -> None:
+    with pytest.raises(DataError, match="can't load org/nowhere from the hub"):
+        load_splits(DataConfig.model_validate({"name": "org/nowhere", "validation": 2}), "classification")
+
+
+PAIRS: list[dict[str, object]] = [{"prompt": f"say {index}", "completion": str(index)} for index in range(12)]
+
+
+def test_prompts_with_completions_are_split_by_the_prompt(tmp_path: Path) -> None:
+    splits = load_splits(config_for(write_rows(tmp_path, [*PAIRS, {"prompt": "say 1", "completion": "x"}])), "causal-lm")
+
+    assert splits.labels == ()
+    assert splits.num_duplicates == 1
+    assert {(example.text, example.label) for example in splits.train} <= {
+        (str(row["prompt"]), str(row["completion"])) for row in PAIRS
+    }
+
+
+def chat(*contents: str) -> list[dict[str, str]]:
+    return [{"role": "assistant" if place % 2 else "user", "content": content} for place, content in enumerate(contents)]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.csv"])
+def test_chats_end_with_the_assistants_last_word(tmp_path: Path, name: str) -> None:
+    import pandas as pd
+
+    chats = [chat(f"hi {index}", "hello", "bye", "see you", "and?") for index in range(10)]
+    frame, file = pd.DataFrame({"messages": chats}), tmp_path / name
+    match name.partition(".")[2]:
+        case "csv":
+            pd.DataFrame({"messages": [json.dumps(cell) for cell in chats]}).to_csv(file, index=False)
+        case "parquet":
+            frame.to_parquet(file)
+        case _:
+            write_rows(tmp_path, [{"messages": cell} for cell in chats], name)
+
+    splits = load_splits(config_for(file, messages="messages"), "causal-lm")
+
+    example = splits.train[0]
+    assert example.label == "see you"
+    assert [role for role, _ in example.turns] == ["user", "assistant", "user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("hello", "must hold lists of messages with role and content, got 'hello' in row 1"),
+        ([{"role": "user"}], "must hold lists of messages"),
+        (chat("hi"), "row 1 has no message of the assistant"),
+        ([{"role": "boss", "content": "x"}, *chat("a", "b")], "roles .'boss'.*known: assistant, system, tool, user"),
+    ],
+)
+def test_chats_that_cannot_be_read_are_refused_by_row(tmp_path: Path, cell: object, message: str) -> None:
+    file = write_rows(tmp_path, [{"messages": cell}] * 9)
+
+    with pytest.raises(DataError, match=message) as refused:
+        load_splits(config_for(file, messages="messages"), "causal-lm")
+
+    assert refused.value.key == "data.messages"

@@ -1,0 +1,139 @@
+"""Examples as token ids: what the model is shown, what it learns, and what is kept for the next worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.models import tiny_tokenizer
+from tuner.config import DataConfig
+from tuner.worker import tokens
+from tuner.worker.data import DataError, Example, Splits
+from tuner.worker.tokens import alternatives, tokenize_completions, tokenize_splits
+
+EXAMPLE = Example(text="ab", label="cd")
+
+
+def config_for(**changes: object) -> DataConfig:
+    return DataConfig.model_validate({"path": "/rows.jsonl", "validation": 1, "max_length": 32, **changes})
+
+
+def shown(example: Example, template: str | None = "default", **changes: object) -> tuple[str, str]:
+    """(all that the model sees, what it learns of it)."""
+    tokenizer = tiny_tokenizer() if template == "default" else tiny_tokenizer(template)
+    ((ids, mask),) = tokenize_completions(tokenizer, [example], config_for(**changes))
+    learned = [token for token, is_learned in zip(ids, mask, strict=True) if is_learned]
+    return "".join(tokenizer.convert_ids_to_tokens(ids)), "".join(tokenizer.convert_ids_to_tokens(learned))
+
+
+def test_a_prompt_goes_into_the_chat_template_and_its_completion_is_learned_with_its_end() -> None:
+    # what the template writes after the last end is no part of the answer, and never generated
+    assert shown(EXAMPLE) == ("<user>ab</s>\n<assistant>cd</s>", "cd</s>")
+
+
+def test_without_a_template_prompt_and_completion_are_joined_as_they_are() -> None:
+    assert shown(EXAMPLE, None) == ("abcd</s>", "cd</s>")
+    assert shown(EXAMPLE, chat_template="never") == ("abcd</s>", "cd</s>")
+
+
+def test_a_system_message_comes_first() -> None:
+    assert shown(EXAMPLE, system="x")[0] == "<system>x</s>\n<user>ab</s>\n<assistant>cd</s>"
+
+
+def test_everything_that_the_assistant_says_is_learned() -> None:
+    turns = (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+
+    seen, learned = shown(Example(text="", label="d", turns=turns))
+
+    assert seen == "<user>a</s>\n<assistant>b</s>\n<user>c</s>\n<assistant>d</s>"
+    assert learned == "b</s>d</s>"
+
+
+def test_a_template_that_rewrites_earlier_messages_is_refused() -> None:
+    only_last = "{% for message in messages[-1:] %}<{{ message.role }}>{{ message.content }}</s>{% endfor %}"
+
+    with pytest.raises(DataError, match="changes earlier text") as refused:
+        shown(EXAMPLE, only_last)
+
+    assert refused.value.key == "data.chat_template"
+
+
+def test_a_template_that_is_asked_for_must_be_there() -> None:
+    with pytest.raises(DataError, match="is `always`, and the tokenizer has no chat template"):
+        shown(EXAMPLE, None, chat_template="always")
+
+
+def test_chats_need_a_template() -> None:
+    with pytest.raises(DataError, match="holds chats, and the tokenizer has no chat template"):
+        shown(Example(text="", label="b", turns=(("user", "a"), ("assistant", "b"))), None)
+
+
+def splits_of(*completions: str) -> Splits:
+    examples = tuple(Example(text=f"p{index}", label=label) for index, label in enumerate(completions))
+    return Splits(train=examples[:-1], validation=examples[-1:], test=())
+
+
+def test_examples_that_are_too_long_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TUNER_CACHE", str(tmp_path))
+    splits = splits_of("a", "b" * 40, "c")
+
+    found = tokenize_splits(tiny_tokenizer(), splits, config_for(), "causal-lm")
+
+    assert (len(found.train), len(found.validation), found.num_too_long) == (1, 1, 1)
+
+
+def test_data_of_which_nothing_is_short_enough_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TUNER_CACHE", str(tmp_path))
+
+    with pytest.raises(DataError, match="longer than 4 tokens"):
+        tokenize_splits(tiny_tokenizer(), splits_of("abcdef", "b" * 40), config_for(max_length=4), "causal-lm")
+
+
+def test_a_node_tokenizes_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TUNER_CACHE", str(tmp_path))
+    first = tokenize_splits(tiny_tokenizer(), splits_of("a", "b"), config_for(), "causal-lm")
+    monkeypatch.setattr(tokens, "tokenize_completions", lambda *_: pytest.fail("tokenized again"))
+
+    second = tokenize_splits(tiny_tokenizer(), splits_of("a", "b"), config_for(), "causal-lm")
+
+    assert second.train.input_ids[0].tolist() == first.train.input_ids[0].tolist()
+
+
+@pytest.mark.parametrize("changes", [{"system": "x"}, {"chat_template": "never"}, {"max_length": 31}])
+def test_what_changes_the_tokens_is_not_read_from_an_older_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    monkeypatch.setenv("TUNER_CACHE", str(tmp_path))
+    tokenize_splits(tiny_tokenizer(), splits_of("a", "b"), config_for(), "causal-lm")
+
+    tokenize_splits(tiny_tokenizer(), splits_of("a", "b"), config_for(**changes), "causal-lm")
+
+    assert len([folder for folder in (tmp_path / "tokens").iterdir() if folder.is_dir()]) == 2
+
+
+def test_choices_are_all_completions_of_the_data_unless_it_names_them() -> None:
+    found = alternatives(tiny_tokenizer(), splits_of("a", "b", "a", "c"), config_for())
+
+    assert len(found.tokens) == 3
+    assert found.is_right.tolist() == [False, False, True]
+    assert found.example.tolist() == [0, 0, 0]
+
+
+def test_choices_that_the_data_names_are_taken() -> None:
+    right = Example(text="p", label="x", choices=("x", "y"))
+    splits = Splits(train=(EXAMPLE,), validation=(right,), test=())
+
+    assert alternatives(tiny_tokenizer(), splits, config_for(choices="options")).is_right.tolist() == [True, False]
+
+
+def test_a_right_completion_that_is_no_choice_is_refused() -> None:
+    splits = Splits(train=(EXAMPLE,), validation=(Example(text="p", label="z", choices=("x", "y")),), test=())
+
+    with pytest.raises(DataError, match="the right completion is not among the choices: 'z'"):
+        alternatives(tiny_tokenizer(), splits, config_for(choices="options"))
+
+
+def test_too_many_completions_are_no_choices() -> None:
+    with pytest.raises(DataError, match="100 different completions: more than 64 choices"):
+        alternatives(tiny_tokenizer(), splits_of(*(f"{index}" for index in range(100))), config_for())
