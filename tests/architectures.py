@@ -1,8 +1,9 @@
-"""Tiny random models of the families that people use, with the names of their layers as the families' own papers and code have them."""
+"""Tiny random models of the families that people use, with the names that their code gives to its layers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers as hf
@@ -12,7 +13,7 @@ from tuner.config import ModelConfig
 from tuner.worker.architecture import AUTO_CLASSES
 from tuner.worker.model import BaseModel
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 16,
     "num_hidden_layers": 3,
@@ -23,7 +24,7 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-GROUPED = {**SIZES, "num_key_value_heads": 1}
+GROUPED: dict[str, Any] = {**SIZES, "num_key_value_heads": 1}
 QKVO = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 BERT_ATTENTION = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
@@ -44,7 +45,7 @@ class Family:
     """Whether transformers has a causal language model of it that is used as one."""
 
 
-def _dims(**own: object) -> dict[str, object]:
+def _dims(**own: Any) -> dict[str, Any]:
     """Sizes for families with names of their own."""
     return {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **own}
 
@@ -56,9 +57,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(config=hf.Qwen3Config(**GROUPED, head_dim=8), attention=QKVO, mlp=GATED),
     "gemma2": Family(config=hf.Gemma2Config(**GROUPED, head_dim=8), attention=QKVO, mlp=GATED),
     "gemma3": Family(config=hf.Gemma3TextConfig(**GROUPED, head_dim=8), attention=QKVO, mlp=GATED),
-    "phi": Family(
-        config=hf.PhiConfig(**SIZES), attention=(*QKVO[:3], "self_attn.dense"), mlp=("mlp.fc1", "mlp.fc2")
-    ),
+    "phi": Family(config=hf.PhiConfig(**SIZES), attention=(*QKVO[:3], "self_attn.dense"), mlp=("mlp.fc1", "mlp.fc2")),
     "phi3": Family(
         config=hf.Phi3Config(**SIZES),
         attention=("self_attn.qkv_proj", "self_attn.o_proj"),
@@ -138,9 +137,7 @@ FAMILIES: dict[str, Family] = {
         is_causal=False,
     ),
     "t5": Family(
-        config=hf.T5Config(
-            **_dims(d_model=16, d_kv=8, d_ff=24, num_layers=3, num_heads=2, decoder_start_token_id=0)
-        ),
+        config=hf.T5Config(**_dims(d_model=16, d_kv=8, d_ff=24, num_layers=3, num_heads=2, decoder_start_token_id=0)),
         attention=(
             *(f"layer.0.SelfAttention.{name}" for name in "qkvo"),
             *(f"layer.1.EncDecAttention.{name}" for name in "qkvo"),
@@ -164,7 +161,7 @@ def build(family: Family, task: str) -> PreTrainedModel:
     config = type(family.config).from_dict({**family.config.to_dict(), "use_cache": False})
     if task == "classification":
         config.num_labels = 3
-    model: PreTrainedModel = AUTO_CLASSES[task].from_config(config)
+    model: PreTrainedModel = AUTO_CLASSES[task].from_config(config)  # type: ignore[no-untyped-call]
     model.requires_grad_(requires_grad=False)
     return model
 

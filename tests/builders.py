@@ -111,7 +111,9 @@ LLAMA_SHAPES = {
 }
 
 
-def make_layers(shapes: dict[str, tuple[int, int]], stack: str, num_blocks: int, *, has_bias: bool) -> tuple[Layer, ...]:
+def make_layers(
+    shapes: dict[str, tuple[int, int]], stack: str, num_blocks: int, *, has_bias: bool
+) -> tuple[Layer, ...]:
     """Layers of a stack of like blocks; what has `att` in its name is attention."""
     return tuple(
         Layer(

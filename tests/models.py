@@ -27,7 +27,7 @@ def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     vocabulary = {token: index for index, token in enumerate((*SPECIAL, *LETTERS))}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         pad_token="<pad>",
         bos_token="<s>",
@@ -59,7 +59,7 @@ def tiny_llama_config(**changes: object) -> LlamaConfig:
 def write_tiny_llama(folder: Path, template: str | None = TEMPLATE) -> Path:
     """Model and tokenizer in `folder/tiny-llama`."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(tiny_llama_config())  # type: ignore[no-untyped-call]
+    model = LlamaForCausalLM(tiny_llama_config())
     model.save_pretrained(folder / "tiny-llama")
     tiny_tokenizer(template).save_pretrained(folder / "tiny-llama")
     return folder / "tiny-llama"

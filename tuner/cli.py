@@ -76,9 +76,7 @@ def export(
     from tuner.exporting import export as export_adapter  # noqa: PLC0415 -- keeps --help fast
 
     exported = export_adapter(folder, to=to, pick=pick)
-    typer.echo(
-        f"trial {exported.number} is in {exported.folder}; it has {exported.score}, as the report says"
-    )
+    typer.echo(f"trial {exported.number} is in {exported.folder}; it has {exported.score}, as the report says")
 
 
 @app.command()

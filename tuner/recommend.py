@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuner.config import Choices, Range, TargetChoices
-from tuner.layers import ALL_LINEAR, Layer, ModelFacts, parse_selector, targeted
+from tuner.layers import ALL_LINEAR, Layer, ModelFacts, deciding_key, parse_selector, targeted
 from tuner.space import DEFAULT_SCALE, deciding_keys, dimensions, suggest
 from tuner.trial import Baseline, ParamValue, TrialSpec
 
@@ -220,16 +220,18 @@ def _point(space: SpaceConfig, layers: Sequence[Layer], wanted: Recommendation, 
         "init_lora_weights": "default",
         "bias": "none",
     }
+    reached = targeted(layers, targets[1])
     values |= {
-        f"rank_pattern.{key}": _rank_for(key, layers, profile, r) for key in deciding_keys(space, targets[1], layers)
+        f"rank_pattern.{key}": _rank_for(key, space, reached, profile, r)
+        for key in deciding_keys(space, targets[1], layers)
     }
     point = {name: _nearest(searched[name], value) for name, value in values.items() if name in searched}
     return point | ({"target_modules": targets[0]} if "target_modules" in searched else {})
 
 
-def _rank_for(key: str, layers: Sequence[Layer], profile: Mapping[str, int], default: int) -> int:
-    """The rank that a profile gives to the first of the layers that a key means."""
-    layer = next(layer for layer in layers if parse_selector(key).fits(layer))
+def _rank_for(key: str, space: SpaceConfig, layers: Sequence[Layer], profile: Mapping[str, int], default: int) -> int:
+    """The rank that a profile gives to the first of the layers whose rank a key sets."""
+    layer = next(layer for layer in layers if deciding_key(layer, space.rank_pattern) == key)
     fitting = [name for name in profile if parse_selector(name).fits(layer)]
     return profile[max(fitting, key=len)] if fitting else default
 
@@ -258,8 +260,10 @@ def _nearest(dimension: Searched, value: ParamValue) -> ParamValue:
 def _nearest_choice(choices: Sequence[ParamValue], value: ParamValue) -> ParamValue:
     if value in choices or isinstance(value, (str, bool)):
         return value if value in choices else choices[0]
-    # by ratio: 8 is as far from 4 as from 16; zeros count as a small number
-    return min(choices, key=lambda choice: abs(math.log(max(float(choice), 1e-6) / max(float(value), 1e-6))))
+    wanted, numbers = float(value), [float(choice) for choice in choices]
+    if wanted <= 0 or min(numbers) <= 0:
+        return min(choices, key=lambda choice: abs(float(choice) - wanted))
+    return min(choices, key=lambda choice: abs(math.log(float(choice) / wanted)))  # 8 is as far from 4 as from 16
 
 
 def _within(span: Range[int] | Range[float], value: float) -> int | float:

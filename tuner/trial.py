@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tuner.layers import ModelFacts
 
@@ -281,5 +281,5 @@ class Inspection:
     """Examples left out because their input came before, in the same split or in one that is held out."""
     num_too_long: int = 0
     """Examples left out because they are longer than `data.max_length`; classification cuts them off instead."""
-    model: ModelFacts = ModelFacts()
+    model: ModelFacts = field(default_factory=ModelFacts)
     """What the base model is made of."""

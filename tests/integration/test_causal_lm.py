@@ -23,6 +23,7 @@ from tuner.worker.evaluation import evaluate
 from tuner.worker.host import BaseSpec, Loaded, Worker, load
 from tuner.worker.inspection import inspect_sweep
 from tuner.worker.model import load_base, load_weights
+from tuner.worker.starts import lora_layers
 from tuner.worker.training import TrialRun
 from tuner.worker.verification import verify_adapter
 
@@ -58,9 +59,7 @@ def bytes_of(model: torch.nn.Module) -> str:
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "fp4", "int8"])
-def test_frozen_weights_get_no_gradient_and_are_bit_identical_after_training(
-    tmp_path: Path, quantization: str
-) -> None:
+def test_frozen_weights_get_no_gradient_and_are_bit_identical_after_training(tmp_path: Path, quantization: str) -> None:
     config = causal_config(tmp_path, {"model.quantization": quantization})
     loaded = load(config, BaseSpec(config=config.model))
     before = bytes_of(loaded.base.model)
@@ -127,18 +126,15 @@ def loaded_with(folder: Path, changes: dict[str, Any]) -> tuple[SweepConfig, Loa
 
 def test_loftq_starts_nearer_to_the_unquantized_weights(tmp_path: Path) -> None:
     from bitsandbytes.functional import dequantize_4bit
-    from peft.tuners.lora import LoraLayer
 
     _, loaded = loaded_with(tmp_path, {})
     weights = load_weights(loaded.base)
     adapted = attach(loaded.base, make_lora(r=8, target_modules=ALL, init_lora_weights=Init.LOFTQ), seed=0)
 
-    for name, layer in adapted.model.named_modules():
-        if isinstance(layer, LoraLayer):
-            stored = layer.get_base_layer().weight
-            near = dequantize_4bit(stored.data, stored.quant_state)
-            lost = weights[name.removeprefix("base_model.model.")] - near
-            assert (lost - layer.get_delta_weight("default")).norm() < 0.9 * lost.norm()
+    for name, layer in lora_layers(adapted.model).items():
+        stored = layer.get_base_layer().weight
+        lost = weights[name.removeprefix("base_model.model.")] - dequantize_4bit(stored.data, stored.quant_state)
+        assert (lost - layer.get_delta_weight("default")).norm() < 0.9 * lost.norm()
     adapted.detach()
 
 

@@ -129,8 +129,10 @@ def test_choices_are_scored_where_the_file_asks_for_it(changes: dict[str, Any], 
 
 
 def test_options_are_one_value_or_all_choices() -> None:
-    assert options_of("nf4") == ("nf4",)
-    assert options_of(Choices[bool](choices=(True, False))) == (True, False)
+    one: tuple[str, ...] = options_of("nf4")
+    either: tuple[bool, ...] = options_of(Choices[bool](choices=(True, False)))
+
+    assert (one, either) == (("nf4",), (True, False))
 
 
 def test_a_sweep_never_changes_once_it_is_loaded_defaults_included() -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import make_record
+from tests.builders import make_record, make_spec
 from tuner.errors import FolderError
 from tuner.folder import SweepFolder
 from tuner.front import Objective
-from tuner.trial import TrialState
+from tuner.trial import Baseline, TrialState
 
 OBJECTIVES = (Objective.ACCURACY, Objective.TRAINABLE_PARAMS)
 
@@ -81,6 +81,18 @@ def test_an_adapter_goes_when_a_better_trial_pushes_it_off_the_front(tmp_path: P
 
     assert not folder.adapter(0).exists()
     assert folder.adapter(1).exists()
+
+
+def test_nothing_of_a_finished_baseline_stays(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    trained(folder, -1)
+    spec = make_spec(-1, lora=None, baseline=Baseline.FULL)
+
+    folder.settle([make_record(0), make_record(-1, spec=spec, accuracy=0.99)], OBJECTIVES)
+
+    assert folder.checkpoint(-1).name == "baseline-0001"
+    assert not folder.checkpoint(-1).exists()
+    assert not folder.adapter(-1).exists()
 
 
 @pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.FAIL])

@@ -156,9 +156,7 @@ def points(space: dict[str, Any], model: ModelFacts = LLAMA) -> tuple[dict[str, 
 
 
 def test_a_space_without_ranks_by_module_starts_with_one_point() -> None:
-    assert points({}) == ({"r": 16, "learning_rate": 2.9e-4, "target_modules": "all-linear"},) or points({}) == (
-        {"r": 16, "learning_rate": 2.9e-4},
-    )
+    assert points({}) == ({"r": 16, "learning_rate": 2.9e-4},)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +279,7 @@ ranks = st.integers(1, 128) | st.builds(lambda choices: {"choices": choices}, nu
 
 
 def floats(low: float, high: float) -> st.SearchStrategy[Any]:
-    """Dimensions of numbers above `low` and up to `high`: fixed, choices, ranges, with logarithm, in steps of a tenth of a unit."""
+    """Dimensions of numbers above `low` and up to `high`: fixed, choices, and ranges, some logarithmic or with steps."""
     value = st.floats(low, high, exclude_min=True)
     pair = st.lists(value, min_size=2, max_size=2, unique=True).map(sorted)
     unit = (high - low) / 100

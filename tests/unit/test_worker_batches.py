@@ -20,9 +20,7 @@ def texts(*rows: list[int]) -> Tokenized:
 def completions(*rows: tuple[list[int], int]) -> Tokenized:
     """(token ids, how many of them are the prompt) of each example."""
     masks = [[position >= prompt for position in range(len(ids))] for ids, prompt in rows]
-    return Tokenized(
-        input_ids=Ragged.of([ids for ids, _ in rows], np.int32), is_target=Ragged.of(masks, np.bool_)
-    )
+    return Tokenized(input_ids=Ragged.of([ids for ids, _ in rows], np.int32), is_target=Ragged.of(masks, np.bool_))
 
 
 lengths = st.lists(st.integers(1, 50), min_size=1, max_size=80)

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from tests.sweeps import DATA
 from tuner.config import DataConfig
 from tuner.worker.data import DataError, load_splits
@@ -83,7 +84,9 @@ def test_each_format_gives_the_same_examples(tmp_path: Path, name: str) -> None:
             write_rows(tmp_path, ROWS, name)
 
     (tmp_path / "plain").mkdir()
-    assert load_splits(config_for(file), "classification") == load_splits(config_for(write_rows(tmp_path / "plain", ROWS)), "classification")
+    assert load_splits(config_for(file), "classification") == load_splits(
+        config_for(write_rows(tmp_path / "plain", ROWS)), "classification"
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +174,7 @@ def test_a_folder_without_a_train_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_validation_size_is_needed_where_the_data_has_no_such_split(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is missing, and .* has no validation split"):
+    with pytest.raises(DataError, match=r"is missing, and .* has no validation split"):
         load_splits(config_for(write_rows(tmp_path, ROWS), validation=None), "classification")
 
 
@@ -186,9 +189,7 @@ def test_a_hub_data_set_gives_its_splits_and_the_names_of_its_classes(tmp_path: 
         (hub / "data").mkdir(parents=True, exist_ok=True)
         Dataset.from_list(part, features=features).to_parquet(hub / "data" / f"{name}-00000-of-00001.parquet")
 
-    splits = load_splits(
-        DataConfig.model_validate({"name": str(hub), "test": 2}), "classification"
-    )
+    splits = load_splits(DataConfig.model_validate({"name": str(hub), "test": 2}), "classification")
 
     assert splits.labels == ("no", "yes")
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (12, 6, 2)
@@ -203,7 +204,9 @@ PAIRS: list[dict[str, object]] = [{"prompt": f"say {index}", "completion": str(i
 
 
 def test_prompts_with_completions_are_split_by_the_prompt(tmp_path: Path) -> None:
-    splits = load_splits(config_for(write_rows(tmp_path, [*PAIRS, {"prompt": "say 1", "completion": "x"}])), "causal-lm")
+    splits = load_splits(
+        config_for(write_rows(tmp_path, [*PAIRS, {"prompt": "say 1", "completion": "x"}])), "causal-lm"
+    )
 
     assert splits.labels == ()
     assert splits.num_duplicates == 1
@@ -213,7 +216,9 @@ def test_prompts_with_completions_are_split_by_the_prompt(tmp_path: Path) -> Non
 
 
 def chat(*contents: str) -> list[dict[str, str]]:
-    return [{"role": "assistant" if place % 2 else "user", "content": content} for place, content in enumerate(contents)]
+    return [
+        {"role": "assistant" if place % 2 else "user", "content": content} for place, content in enumerate(contents)
+    ]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.csv"])

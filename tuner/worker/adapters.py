@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from tuner.layers import ranks_of
 from tuner.trial import Bias, Init, LoraSpec
 from tuner.worker.architecture import head_names, layers_of
-from tuner.worker.starts import keep_weights, save_as_lora, start_eva, start_loftq
+from tuner.worker.starts import keep_weights, lora_layers, save_as_lora, start_eva, start_loftq
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ class Adapted:
         if self.initial:
             save_as_lora(self.model, self.initial, folder)
         else:
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(str(folder))
 
     def detach(self) -> None:
         """Leave the base as it was before `attach`."""
@@ -118,9 +118,7 @@ def _fresh_head(base: BaseModel, head: nn.Module) -> nn.Module:
     return fresh
 
 
-def _with_lora(
-    base: BaseModel, lora: LoraSpec, heads: Mapping[str, nn.Module], batches: Sequence[Batch]
-) -> Adapted:
+def _with_lora(base: BaseModel, lora: LoraSpec, heads: Mapping[str, nn.Module], batches: Sequence[Batch]) -> Adapted:
     ranks = ranks_of(layers_of(base.model), lora)
     changed = keep_weights(base.model, ranks, lora, tuple(heads))
     wrapped = get_peft_model(base.model, lora_config(base.model, lora, ranks, tuple(heads)))
@@ -141,9 +139,7 @@ def _with_lora(
     )
 
 
-def lora_config(
-    model: nn.Module, lora: LoraSpec, ranks: Mapping[str, int], heads: tuple[str, ...]
-) -> LoraConfig:
+def lora_config(model: nn.Module, lora: LoraSpec, ranks: Mapping[str, int], heads: tuple[str, ...]) -> LoraConfig:
     """The adapter as PEFT describes it; patterns by anchored full names.
 
     Args:
@@ -165,7 +161,7 @@ def lora_config(
         alpha_pattern=alphas,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
-        init_lora_weights=_init_word(lora.init_lora_weights),
+        init_lora_weights=_init_word(lora.init_lora_weights),  # type: ignore[arg-type]  # one of its words
         bias=lora.bias.value,
         modules_to_save=list(heads) or None,
         fan_in_fan_out=is_transposed,
@@ -200,9 +196,7 @@ def _initial(wrapped: PeftModel) -> dict[str, torch.Tensor]:
 
 def _check_realised(wrapped: PeftModel, ranks: Mapping[str, int], lora: LoraSpec, heads: tuple[str, ...]) -> None:
     """PEFT takes patterns by regular expression; make sure that each layer got what the spec says, and nothing else."""
-    layers = {
-        name.removeprefix(BASE): layer for name, layer in wrapped.named_modules() if isinstance(layer, LoraLayer)
-    }
+    layers = {name.removeprefix(BASE): layer for name, layer in lora_layers(wrapped).items()}
     realised = {name: layer.r["default"] for name, layer in layers.items()}
     wrong = {
         name: layer.scaling["default"]

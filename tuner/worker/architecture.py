@@ -36,7 +36,9 @@ def skeleton(model_config: PretrainedConfig, task: str, *, trust_remote_code: bo
         ValueError: transformers has no model of this kind for the task.
     """
     with torch.device("meta"):
-        model: PreTrainedModel = AUTO_CLASSES[task].from_config(model_config, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel = AUTO_CLASSES[task].from_config(  # type: ignore[no-untyped-call]
+            model_config, trust_remote_code=trust_remote_code
+        )
     return model
 
 

@@ -193,9 +193,7 @@ def _frames(config: DataConfig) -> dict[str, pd.DataFrame]:
 
 def _from_folder(folder: Path) -> dict[str, pd.DataFrame]:
     files = {file.name.partition(".")[0].lower(): file for file in sorted(folder.iterdir()) if _kind(file) in KINDS}
-    frames = {
-        split: _read(files[name]) for split, names in SPLITS.items() for name in names if name in files
-    }
+    frames = {split: _read(files[name]) for split, names in SPLITS.items() for name in names if name in files}
     if "train" not in frames:
         found = ", ".join(file.name for file in files.values()) or "no data files"
         raise DataError("data.path", f"no train.jsonl, .json, .csv or .parquet in {folder}; it has: {found}")
@@ -284,7 +282,9 @@ def _turns(cell: object, row: int, config: DataConfig) -> tuple[Turn, ...]:
         listed = json.loads(cell) if isinstance(cell, str) else list(cell)  # type: ignore[call-overload]
         turns = [(str(message["role"]), str(message["content"])) for message in listed]
     except (TypeError, KeyError, ValueError) as error:
-        message = f"column {config.messages!r} must hold lists of messages with role and content, got {str(cell)[:80]!r}"
+        message = (
+            f"column {config.messages!r} must hold lists of messages with role and content, got {str(cell)[:80]!r}"
+        )
         raise DataError("data.messages", f"{message} in row {row}") from error
     while turns and turns[-1][0] != ASSISTANT:
         turns.pop()

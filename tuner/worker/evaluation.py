@@ -130,7 +130,9 @@ def evaluate(
         result = _classified(base, model, batches, watch)
     else:
         examined = _examined(base, model, batches, watch)
-        result = Evaluation(scores=completion_scores(examined), loss=float(examined.nll.sum() / examined.num_tokens.sum()))
+        result = Evaluation(
+            scores=completion_scores(examined), loss=float(examined.nll.sum() / examined.num_tokens.sum())
+        )
         if choices is not None:
             chosen = choice_score(_examined(base, model, choices.batches, contextlib.nullcontext), choices)
             result = Evaluation(scores={**result.scores, Metric.CHOICE_ACCURACY: chosen}, loss=result.loss)

@@ -202,11 +202,9 @@ def require_isolation(base: BaseModel) -> None:
     changed = tokens.clone()
     changed[:, :4] = tokens[:, 4:]
     positions = (torch.arange(8, device=base.device) % 4)[None]
-    base.model.eval()
+    base.model.eval()  # type: ignore[no-untyped-call]
     with base.autocast():
-        one, other = (
-            base.model(input_ids=ids, position_ids=positions).logits for ids in (tokens, changed)
-        )
+        one, other = (base.model(input_ids=ids, position_ids=positions).logits for ids in (tokens, changed))
     if not torch.equal(one[:, 4:], other[:, 4:]):
         msg = f"training.packing: packed examples of a {base.model.config.model_type} see each other; set it to false"
         raise ValueError(msg)

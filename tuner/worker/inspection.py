@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from tuner.config import is_folder_name, options_of
+from tuner.config import InitName, is_folder_name, options_of
 from tuner.layers import ModelFacts
 from tuner.trial import Inspection
 from tuner.worker.architecture import facts_of, skeleton
@@ -42,12 +42,14 @@ class Opened:
 def inspect_sweep(config: SweepConfig) -> Inspection:
     """Collect what is wrong with model, data and device, what the model is made of, and the sizes of the splits."""
     quiet()
+    of_data: list[KeyAndMessage] = []
     problems: list[KeyAndMessage] = [*_device_problems(config)]
-    splits = _splits(config, problems)
+    splits = _splits(config, of_data)
     opened = _open(config.model, config.training.task, splits.labels if splits else ("a", "b"), problems)
-    num_too_long = 0
     if opened:
         problems += _model_problems(config, opened)
+    problems += of_data
+    num_too_long = 0
     if opened and splits and not problems:
         num_too_long = _tokenized(config, opened, splits, problems)
     facts = facts_of(opened.model) if opened else ModelFacts()
@@ -128,7 +130,8 @@ def _model_problems(config: SweepConfig, opened: Opened) -> Iterator[KeyAndMessa
             f"must be at most {longest}, the positions that the model has, got {config.data.max_length}",
         )
     is_transposed = any(isinstance(module, Conv1D) for module in opened.model.modules())
-    if is_transposed and "olora" in options_of(config.search.space.init_lora_weights):
+    inits: tuple[InitName, ...] = options_of(config.search.space.init_lora_weights)
+    if is_transposed and "olora" in inits:
         reason = f"the weights of {opened.config.model_type} lie the other way round (Conv1D), which PEFT's OLoRA does not take"
         yield "search.space.init_lora_weights", f"olora can't be used here: {reason}"
 

@@ -97,7 +97,7 @@ def load_model_config(config: ModelConfig, labels: tuple[str, ...]) -> Pretraine
         OSError: No such folder, no config.json in it, or a hub that can't be reached.
         ValueError: A config.json that transformers does not know.
     """
-    classes = {
+    classes: dict[str, Any] = {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
@@ -125,8 +125,11 @@ def load_weights(base: BaseModel) -> dict[str, torch.Tensor]:
     model = type(base.model).from_pretrained(
         **_origin(base.config), config=plain, dtype=base.compute_dtype, ignore_mismatched_sizes=True
     )
-    modules = ((layer.name, model.get_submodule(layer.name)) for layer in layers_of(model))
-    return {name: module.weight.T if isinstance(module, Conv1D) else module.weight for name, module in modules}
+    weights = {}
+    for layer in layers_of(model):
+        weight = model.get_parameter(f"{layer.name}.weight")
+        weights[layer.name] = weight.T if isinstance(model.get_submodule(layer.name), Conv1D) else weight
+    return weights
 
 
 def _origin(config: ModelConfig) -> dict[str, Any]:

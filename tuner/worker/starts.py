@@ -34,6 +34,17 @@ NUM_EVA_BATCHES = 32
 ADAPTER = "default"
 
 
+def lora_layers(wrapped: nn.Module) -> dict[str, Any]:
+    """PEFT's adapted layers by full name; Any, because torch types what hangs on a module as a tensor."""
+    return {name: layer for name, layer in wrapped.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def config_of(wrapped: PeftModel) -> LoraConfig:
+    """The adapter's own."""
+    config: LoraConfig = wrapped.peft_config[ADAPTER]  # type: ignore[assignment]  # PEFT types it as of any method
+    return config
+
+
 def keep_weights(
     model: nn.Module, ranks: Mapping[str, int], lora: LoraSpec, heads: Sequence[str]
 ) -> dict[str, torch.Tensor]:
@@ -48,7 +59,9 @@ def keep_weights(
     names = [f"{name}.weight" for name in ranks] if lora.init_lora_weights.is_base_changed else []
     if lora.bias is Bias.ALL:
         in_head = tuple(f"{head}." for head in heads)
-        names += [name for name, _ in model.named_parameters() if name.endswith(".bias") and not name.startswith(in_head)]
+        names += [
+            name for name, _ in model.named_parameters() if name.endswith(".bias") and not name.startswith(in_head)
+        ]
     if lora.bias is Bias.LORA_ONLY:
         names += [f"{name}.bias" for name in ranks if model.get_submodule(name).bias is not None]
     return {name: model.get_parameter(name).detach().cpu().clone() for name in names}
@@ -66,9 +79,9 @@ def start_eva(base: BaseModel, wrapped: PeftModel, batches: Sequence[Batch]) -> 
         with base.autocast():
             return model(**inputs)
 
-    layers = {name: layer for name, layer in wrapped.named_modules() if isinstance(layer, LoraLayer)}
+    layers = lora_layers(wrapped)
     uniform = dataclasses.replace(
-        wrapped.peft_config[ADAPTER],
+        config_of(wrapped),
         r=max(layer.r[ADAPTER] for layer in layers.values()),
         rank_pattern={},
         alpha_pattern={},
@@ -99,7 +112,8 @@ def _rows_of_tokens(layer_input: Any, model_input: torch.Tensor, layer_name: str
     """Inputs of a layer at real tokens, of shape (tokens, in)."""
     del layer_name
     inputs = layer_input[0] if isinstance(layer_input, tuple) else layer_input
-    return (inputs[model_input] if inputs.dim() > 2 else inputs).float()  # noqa: PLR2004 -- (B, T, in)
+    rows: torch.Tensor = inputs[model_input] if inputs.dim() > 2 else inputs  # noqa: PLR2004 -- (B, T, in)
+    return rows.float()
 
 
 @torch.no_grad()
@@ -110,9 +124,7 @@ def start_loftq(base: BaseModel, wrapped: PeftModel) -> None:
     does the same with a GPU and s = 1 only.
     """
     weights = load_weights(base)
-    for name, layer in wrapped.named_modules():
-        if not isinstance(layer, LoraLayer):
-            continue
+    for name, layer in lora_layers(wrapped).items():
         quantized = layer.get_base_layer().weight
         near = dequantize_4bit(quantized.data, quantized.quant_state).float()
         lost = weights[name.removeprefix("base_model.model.")].to(near.device).float() - near
@@ -140,7 +152,7 @@ def save_as_lora(wrapped: PeftModel, initial: Mapping[str, torch.Tensor], folder
             state[key] = torch.cat([state[key].cpu(), sign * start.to(state[key].dtype)], dim=axis)
     folder.mkdir(parents=True)
     save_file({name: value.contiguous().cpu() for name, value in state.items()}, folder / "adapter_model.safetensors")
-    _doubled(wrapped.peft_config[ADAPTER]).save_pretrained(folder)
+    _doubled(config_of(wrapped)).save_pretrained(str(folder))
 
 
 def _doubled(config: LoraConfig) -> LoraConfig:
@@ -149,8 +161,8 @@ def _doubled(config: LoraConfig) -> LoraConfig:
     factor = math.sqrt(2) if config.use_rslora else 2
     doubled.r = 2 * config.r
     doubled.lora_alpha = factor * config.lora_alpha  # type: ignore[assignment]  # PEFT divides; fractions are fine
-    doubled.rank_pattern = {name: 2 * r for name, r in config.rank_pattern.items()}
-    doubled.alpha_pattern = {name: factor * alpha for name, alpha in config.alpha_pattern.items()}
+    doubled.rank_pattern = {name: 2 * r for name, r in (config.rank_pattern or {}).items()}
+    doubled.alpha_pattern = {name: factor * alpha for name, alpha in (config.alpha_pattern or {}).items()}
     doubled.init_lora_weights = True
     doubled.inference_mode = True
     return doubled

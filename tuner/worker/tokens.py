@@ -63,7 +63,9 @@ class Ragged:
     def of(cls, rows: Sequence[Sequence[int]] | Sequence[Sequence[bool]], dtype: type) -> Ragged:
         """Lay rows end to end."""
         offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)]).astype(np.int64)
-        values = np.fromiter((value for row in rows for value in row), dtype=dtype, count=int(offsets[-1]))
+        values: npt.NDArray[Any] = np.fromiter(
+            (value for row in rows for value in row), dtype=dtype, count=int(offsets[-1])
+        )
         return cls(values, offsets)
 
     def save(self, folder: Path, name: str) -> None:
@@ -135,7 +137,9 @@ def tokenize_splits(
     train, validation = (_load_completions(folder, name) for name in ("train", "validation"))
     too_long = len(splits.train) + len(splits.validation) - len(train) - len(validation)
     if not len(train) or not len(validation):
-        raise DataError("data.max_length", f"leaves nothing: all examples of a split are longer than {config.max_length} tokens")
+        raise DataError(
+            "data.max_length", f"leaves nothing: all examples of a split are longer than {config.max_length} tokens"
+        )
     return TokenizedSplits(train=train, validation=validation, num_too_long=too_long)
 
 
@@ -199,14 +203,14 @@ def alternatives(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: Dat
 def _common_choices(splits: Splits) -> tuple[str, ...]:
     found = {example.label for examples in (splits.train, splits.validation, splits.test) for example in examples}
     if len(found) > MAX_CHOICES:
-        message = f"names no column, and the data has {len(found):,} different completions: more than {MAX_CHOICES} choices"
+        message = (
+            f"names no column, and the data has {len(found):,} different completions: more than {MAX_CHOICES} choices"
+        )
         raise DataError("data.choices", message)
     return tuple(sorted(found))
 
 
-def _classification_splits(
-    tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig
-) -> TokenizedSplits:
+def _classification_splits(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig) -> TokenizedSplits:
     train, validation = (
         tokenize_texts(tokenizer, examples, splits.labels, max_length=config.max_length)
         for examples in (splits.train, splits.validation)
@@ -214,9 +218,7 @@ def _classification_splits(
     return TokenizedSplits(train=train, validation=validation, num_too_long=0)
 
 
-def _write_completions(
-    tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig, folder: Path
-) -> None:
+def _write_completions(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig, folder: Path) -> None:
     for name, examples in (("train", splits.train), ("validation", splits.validation)):
         tokens = tokenize_completions(tokenizer, examples, config)
         kept = _completions([(ids, mask) for ids, mask in tokens if len(ids) <= config.max_length])

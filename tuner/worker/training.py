@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from bitsandbytes.optim import PagedAdamW8bit
+from bitsandbytes.optim.adamw import PagedAdamW8bit
 from transformers import get_scheduler
 
 from tuner.trial import Baseline, FailReason, Init, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
@@ -97,9 +97,7 @@ class TrialRun:
             loss = self._watched_step() if self._steps == largest else self._step()
             if not math.isfinite(loss):
                 return self._not_finite(f"training loss {loss} at step {self._steps}")
-        scored = evaluate(
-            self._base, self.adapted.model, self._data.validation, self._data.choices, self._memory.watch
-        )
+        scored = evaluate(self._base, self.adapted.model, self._data.validation, self._data.choices, self._memory.watch)
         self._train_s += time.perf_counter() - start_s
         if not math.isfinite(scored.loss):
             return self._not_finite(f"validation loss {scored.loss} after step {self._steps}")
@@ -184,9 +182,7 @@ class TrialRun:
         examples, pad_id, device = self._order.at(index), self._base.pad_id, self._base.device
         if self._data.capacity is None:
             return collate(self._data.train, examples, pad_id=pad_id, device=device)
-        return collate_packed(
-            self._data.train, examples, capacity=self._data.capacity, pad_id=pad_id, device=device
-        )
+        return collate_packed(self._data.train, examples, capacity=self._data.capacity, pad_id=pad_id, device=device)
 
     def _watched_step(self) -> float:
         with self._memory.watch():
