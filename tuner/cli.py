@@ -80,6 +80,18 @@ def export(
 
 
 @app.command()
+def recommend(
+    model: Annotated[str, typer.Option(help="A folder, a .gguf file or a hub id.", show_default=False)],
+    task: Annotated[str, typer.Option(help="classification, summarization, question-answering or generation")],
+    examples: Annotated[int, typer.Option(help="How many training examples there are.", show_default=False)],
+) -> None:
+    """Say where a search should start, and why."""
+    from tuner.advice import advise  # noqa: PLC0415 -- keeps --help fast
+
+    typer.echo(advise(model, task, examples))
+
+
+@app.command()
 def validate(sweep_file: SweepFile, overrides: Overrides = None) -> None:
     """Check a sweep file; start nothing."""
     from tuner.sweep_file import load_sweep_file  # noqa: PLC0415 -- keeps --help fast

@@ -5,7 +5,8 @@
     │   ├── ConfigError            the sweep file, or what it names; holds every problem found
     │   ├── FolderError            a sweep's folder exists already, is none, is in use, can't be written
     │   ├── ResourcesError         the cluster has not what a trial asks for
-    │   └── PickError              no such trial, or its adapter was not kept
+    │   ├── PickError              no such trial, or its adapter was not kept
+    │   └── AdviceError            nothing can be recommended for what was asked
     ├── TooManyFailuresError       trials failed one after another; holds the last traceback
     └── ExportError                the exported adapter does not load, or scores otherwise than the report says
 
@@ -72,6 +73,10 @@ class ResourcesError(UsageError):
 
 class PickError(UsageError):
     """The trial asked for does not exist, or its adapter was not kept."""
+
+
+class AdviceError(UsageError):
+    """There is no such model or task to recommend anything for."""
 
 
 class TooManyFailuresError(TunerError):

@@ -187,8 +187,7 @@ def _reasons(model: ModelFacts, task: Task, num_examples: int, factor: float) ->
             (
                 f"10 times full fine-tuning's 5e-5, times (2000 / {model.hidden_size}) to the power of 0.781 (Qwen: 0.0775): "
                 "small models take larger rates, and the best one hardly depends on r (Thinking Machines, LoRA Without Regret, "
-                "2025, and tinker-cookbook). Below 200 steps twice as much is often better. Practice's plain 2e-4 fits 7B models "
-                "only."
+                "2025, and tinker-cookbook); in very short runs half as much again. Practice's plain 2e-4 is near it for 7B only."
             ),
         ),
         (

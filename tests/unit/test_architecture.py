@@ -19,7 +19,7 @@ LAYERS = (
     ("tuner.config", "tuner.metric_text"),
     ("tuner.combinations", "tuner.front", "tuner.space"),
     ("tuner.folder", "tuner.pruner", "tuner.recommend", "tuner.sweep_file"),
-    ("tuner.live", "tuner.study"),
+    ("tuner.advice", "tuner.live", "tuner.study"),
     ("tuner.backends", "tuner.report"),
     ("tuner.sweep",),
     ("tuner.exporting",),
