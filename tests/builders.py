@@ -7,17 +7,8 @@ from typing import Any
 
 from tuner.config import SweepConfig
 from tuner.layers import Group, Layer, ModelFacts
-from tuner.trial import (
-    FailReason,
-    Inspection,
-    LoraSpec,
-    MemoryKind,
-    Metrics,
-    Outcome,
-    TrialRecord,
-    TrialSpec,
-    TrialState,
-)
+from tuner.lora import LoraSpec
+from tuner.trial import FailReason, Inspection, MemoryKind, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
 
 MIB = 2**20
 

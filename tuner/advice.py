@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from tuner.config import ModelConfig
 from tuner.errors import AdviceError
 from tuner.layers import count_trainable
+from tuner.lora import LoraSpec
 from tuner.recommend import Recommendation, Task, recommend
-from tuner.trial import LoraSpec
 
 if TYPE_CHECKING:
     from tuner.layers import ModelFacts
@@ -63,7 +63,9 @@ def _lines(model: str, facts: ModelFacts, advice: Recommendation) -> Iterator[st
     yield f"{_trained(facts, advice, ()):,} parameters are trained"
     if advice.rank_pattern:
         pattern = ", ".join(f"{module}: {rank}" for module, rank in advice.rank_pattern)
-        reason = "worth trying beside it: practice gives q and v twice the rank of k, o and up, and four times that of gate and down"
+        reason = (
+            "worth a trial too: practice gives q and v twice the rank of k, o and up, four times that of gate and down"
+        )
         yield from _entry(f"rank_pattern: {{{pattern}}}", reason)
         yield f"{_trained(facts, advice, advice.rank_pattern):,} parameters are trained"
     yield ""

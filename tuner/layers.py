@@ -9,10 +9,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tuner.trial import LoraSpec
+from tuner.lora import LoraSpec
 
 ALL_LINEAR = "all-linear"
 """The target that means every linear layer of the blocks; PEFT's word."""

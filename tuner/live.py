@@ -210,7 +210,10 @@ def headline(config: SweepConfig, inspection: Inspection) -> str:
     data = f"{inspection.num_train:,} train, {inspection.num_validation:,} validation, {inspection.num_test:,} test"
     answers = [f"{len(inspection.labels)} classes"] if inspection.labels else []
     majority = f"always the commonest {'class' if inspection.labels else 'completion'}: {inspection.majority_share:.1%}"
-    return " · ".join([f"{config.name}: {config.search.num_trials} trials", data, *answers, majority])
+    counts = ((inspection.num_duplicates, "duplicate"), (inspection.num_too_long, "too long"))
+    left_out = ", ".join(f"{count:,} {words}" for count, words in counts if count)
+    rest = [f"left out: {left_out}"] if left_out else []
+    return " · ".join([f"{config.name}: {config.search.num_trials} trials", data, *rest, *answers, majority])
 
 
 def columns(metric: Metric) -> tuple[tuple[str, Literal["left", "right"]], ...]:

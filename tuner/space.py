@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tuner.config import Choices, Range, SpaceConfig, TargetChoices
 from tuner.layers import ALL_LINEAR, Group, Layer, ModelFacts, deciding_key, parse_selector, targeted
-from tuner.trial import Bias, Init, LoraSpec, ParamValue
+from tuner.lora import Bias, Init, LoraSpec
+from tuner.trial import ParamValue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

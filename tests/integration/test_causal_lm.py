@@ -17,7 +17,8 @@ from tests.builders import make_lora, make_spec
 from tests.models import causal_document
 from tuner.config import ModelConfig, SweepConfig
 from tuner.layers import count_trainable
-from tuner.trial import Baseline, Bias, Init, LoraSpec, Metrics, Outcome, TrialSpec
+from tuner.lora import Bias, Init, LoraSpec
+from tuner.trial import Baseline, Metrics, Outcome, TrialSpec
 from tuner.worker.adapters import attach
 from tuner.worker.evaluation import evaluate
 from tuner.worker.host import BaseSpec, Loaded, Worker, load
@@ -240,3 +241,22 @@ def test_a_base_without_safetensors_is_refused_unless_pickles_are_allowed(tmp_pa
 
     assert "model.allow_pickle" in problems["model.name"]
     assert load_base(allowed, "causal-lm", (), CPU).model.num_parameters() > 0
+
+
+def test_a_decoder_classifies_by_its_last_real_token(tmp_path: Path) -> None:
+    rows = "".join(
+        json.dumps({"text": "ab"[at % 2] * (1 + at % 7) + f" {at}", "label": "ab"[at % 2]}) + "\n" for at in range(60)
+    )
+    (tmp_path / "rows.jsonl").write_text(rows)
+    changes = {
+        "data": {"path": str(tmp_path / "rows.jsonl"), "max_length": 16, "validation": 20},
+        "training": {"max_steps": 8, "batch_size": 8},
+        "objectives.accuracy": "macro_f1",
+    }
+    config = causal_config(tmp_path, changes)
+    spec = make_spec(0, lora=make_lora(r=8, target_modules=ALL), learning_rate=2e-2)
+
+    metrics = last_of(Worker(config, None), spec)
+
+    assert metrics.accuracy > 0.9
+    assert dict(metrics.others).keys() == {"accuracy"}

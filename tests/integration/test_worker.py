@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.builders import make_lora, make_spec
 from tests.sweeps import small_config
-from tuner.trial import FailReason, LoraSpec, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
+from tuner.lora import LoraSpec
+from tuner.trial import FailReason, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
 from tuner.worker import training
 from tuner.worker.host import BaseSpec, Worker, load
 from tuner.worker.memory import CpuPeak

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 LAYERS = (
-    ("tuner.errors", "tuner.layers", "tuner.pareto"),
+    ("tuner.errors", "tuner.lora", "tuner.pareto"),
+    ("tuner.layers",),
     ("tuner.trial",),
     ("tuner.config", "tuner.metric_text"),
     ("tuner.combinations", "tuner.front", "tuner.space"),
@@ -28,11 +29,8 @@ LAYERS = (
 )
 """Bottom first. A module imports only from lower rows; a folder is one entry, whose modules import each other."""
 
-FOR_TYPES_ALONE = {("tuner.layers", "tuner.trial")}
-"""(importer, imported) that only a type checker sees; at run time it is the other way round."""
-
 WORKER = "tuner.worker"
-WORKER_MAY_IMPORT = ("tuner.config", "tuner.errors", "tuner.layers", "tuner.trial")
+WORKER_MAY_IMPORT = ("tuner.config", "tuner.errors", "tuner.layers", "tuner.lora", "tuner.trial")
 """The worker's room stands beside the layers: nothing imports it (backends name it by a dotted path)."""
 
 HOMES = {
@@ -120,15 +118,7 @@ def test_every_module_stands_in_the_layer_table() -> None:
 
 
 def test_no_module_imports_upwards_or_sideways() -> None:
-    assert [pair for pair in OWN_IMPORTS if not may_import(*pair) and pair not in FOR_TYPES_ALONE] == []
-
-
-@pytest.mark.parametrize(("module", "name"), FOR_TYPES_ALONE)
-def test_what_is_imported_for_types_alone_is_not_loaded(module: str, name: str) -> None:
-    at_run_time = [statement for statement in TREES[module].body if not isinstance(statement, ast.If)]
-
-    assert (module, name) in OWN_IMPORTS
-    assert name not in {imported for statement in at_run_time for imported in imports_of(statement)}
+    assert [pair for pair in OWN_IMPORTS if not may_import(*pair)] == []
 
 
 def test_nothing_outside_the_workers_room_imports_it() -> None:

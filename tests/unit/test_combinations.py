@@ -53,6 +53,12 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
         "init_lora_weights:",
     ),
     (
+        {f"{SPACE}.use_dora": True, "model.quantization": "int8"},
+        f"{SPACE}.use_dora",
+        "can't be used with model.quantization int8: PEFT's DoRA (0.21) loses the scales of 8-bit weights; nf4 is fine",
+        "use_dora: true",
+    ),
+    (
         {INIT: "pissa", f"{SPACE}.use_dora": True, "model.quantization": "none"},
         INIT,
         f"pissa can't meet use_dora: {MAGNITUDES}",

@@ -23,7 +23,7 @@ from tuner.layers import (
     ranks_of,
     targeted,
 )
-from tuner.trial import Bias
+from tuner.lora import Bias
 
 LLAMA = make_llama()
 SMALL = make_layers(LLAMA_SHAPES, "model.layers", 6, has_bias=False)

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 
 from tests.builders import make_config, make_inspection, make_record, make_spec
-from tuner.live import LiveView, PlainView, Progress, clock_time, row, steps_to_come, tally, visible
+from tuner.live import LiveView, PlainView, Progress, clock_time, headline, row, steps_to_come, tally, visible
 from tuner.trial import Baseline, Metric, TrialState
 
 CONFIG = make_config()  # 4 trials of 120 steps
@@ -130,3 +130,10 @@ def test_the_live_table_shows_trials_and_the_share_done() -> None:
 
 def test_clock_time_reads_as_people_write_it() -> None:
     assert [clock_time(seconds) for seconds in (None, 9, 65, 3909)] == ["-:--", "0:09", "1:05", "1:05:09"]
+
+
+def test_the_headline_says_what_was_left_out_of_the_data() -> None:
+    line = headline(make_config(), make_inspection(num_duplicates=1200, num_too_long=3))
+
+    assert "left out: 1,200 duplicate, 3 too long" in line
+    assert "left out" not in headline(make_config(), make_inspection())

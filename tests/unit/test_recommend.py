@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from tests.builders import make_config, make_inspection, make_llama, make_model
 from tuner.config import SpaceConfig, SweepConfig
 from tuner.layers import ModelFacts, ranks_of
+from tuner.lora import LoraSpec
 from tuner.recommend import Task, baseline_specs, recommend, starting_points
 from tuner.space import space_problems, suggest
-from tuner.trial import Baseline, LoraSpec
+from tuner.trial import Baseline
 
 LLAMA = make_llama()
 

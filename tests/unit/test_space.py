@@ -12,8 +12,8 @@ from tests.builders import BERT_SHAPES, make_layers, make_model
 from tests.sweeps import document
 from tuner.config import SpaceConfig, SweepConfig
 from tuner.layers import ranks_of
+from tuner.lora import Bias, Init, LoraSpec
 from tuner.space import PLAIN, Suggestion, searched_params, space_problems, suggest
-from tuner.trial import Bias, Init, LoraSpec
 
 LAYERS = make_model().layers
 KNOWN = ", ".join(BERT_SHAPES)

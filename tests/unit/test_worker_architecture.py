@@ -11,7 +11,7 @@ import transformers as hf
 from tests.architectures import FAMILIES, Family, build, build_base, task_of
 from tests.builders import make_lora
 from tuner.layers import Group, count_trainable
-from tuner.trial import Bias, Init, LoraSpec
+from tuner.lora import Bias, Init, LoraSpec
 from tuner.worker.adapters import attach
 from tuner.worker.architecture import facts_of, head_names, layers_of, skeleton
 

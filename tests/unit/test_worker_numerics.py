@@ -15,7 +15,8 @@ from tests.architectures import FAMILIES, build_base
 from tests.builders import make_config, make_lora, make_spec
 from tests.models import tiny_llama_config
 from tuner.config import ModelConfig
-from tuner.trial import LoraSpec, Metric, Metrics
+from tuner.lora import LoraSpec
+from tuner.trial import Metric, Metrics
 from tuner.worker.adapters import Adapted, attach
 from tuner.worker.batches import Batch, collate, collate_packed, evaluation_batches
 from tuner.worker.evaluation import (

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from tuner import metric_text
-from tuner.trial import Bias, Init, Metric, TrialSpec, param_text
+from tuner.lora import Bias, Init
+from tuner.trial import Metric, TrialSpec, param_text
 
 if TYPE_CHECKING:
     from tuner.sweep import Sweep

@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from transformers.pytorch_utils import Conv1D
 
 from tuner.layers import ranks_of
-from tuner.trial import Bias, Init, LoraSpec
+from tuner.lora import Bias, Init, LoraSpec
 from tuner.worker.architecture import head_names, layers_of
 from tuner.worker.starts import keep_weights, lora_layers, save_as_lora, start_eva, start_loftq
 

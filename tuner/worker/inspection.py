@@ -17,7 +17,7 @@ from tuner.worker.architecture import facts_of, skeleton
 from tuner.worker.data import DataError, Splits, load_splits
 from tuner.worker.gguf import SUFFIX
 from tuner.worker.model import load_model_config, load_tokenizer, quiet
-from tuner.worker.tokens import alternatives, tokenize_splits
+from tuner.worker.tokens import TokenizedSplits, alternatives, tokenize_splits
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -49,22 +49,20 @@ def inspect_sweep(config: SweepConfig) -> Inspection:
     if opened:
         problems += _model_problems(config, opened)
     problems += of_data
-    num_too_long = 0
-    if opened and splits and not problems:
-        num_too_long = _tokenized(config, opened, splits, problems)
+    tokenized = _tokenized(config, opened, splits, problems) if opened and splits and not problems else None
     facts = facts_of(opened.model) if opened else ModelFacts()
-    if splits is None:
+    if splits is None or tokenized is None:
         return Inspection(problems=tuple(problems), model=facts)
     return Inspection(
         problems=tuple(problems),
         data_fingerprint=splits.fingerprint,
-        num_train=len(splits.train),
-        num_validation=len(splits.validation),
+        num_train=len(tokenized.train),
+        num_validation=len(tokenized.validation),
         num_test=len(splits.test),
         labels=splits.labels,
         majority_share=splits.majority_share,
         num_duplicates=splits.num_duplicates,
-        num_too_long=num_too_long,
+        num_too_long=tokenized.num_too_long,
         model=facts,
     )
 
@@ -91,15 +89,17 @@ def _splits(config: SweepConfig, problems: list[KeyAndMessage]) -> Splits | None
         return None
 
 
-def _tokenized(config: SweepConfig, opened: Opened, splits: Splits, problems: list[KeyAndMessage]) -> int:
-    """Tokenize once for all workers of this node; returns how many examples are too long."""
+def _tokenized(
+    config: SweepConfig, opened: Opened, splits: Splits, problems: list[KeyAndMessage]
+) -> TokenizedSplits | None:
+    """Tokenize, once for all workers of this node."""
     try:
         if config.is_choice_asked:
             alternatives(opened.tokenizer, splits, config.data)
-        return tokenize_splits(opened.tokenizer, splits, config.data, config.training.task).num_too_long
+        return tokenize_splits(opened.tokenizer, splits, config.data, config.training.task)
     except DataError as error:
         problems.append((error.key, error.message))
-        return 0
+        return None
 
 
 def _device_problems(config: SweepConfig) -> Iterator[KeyAndMessage]:

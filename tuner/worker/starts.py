@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.eva import get_eva_state_dict
 from safetensors.torch import save_file
 
-from tuner.trial import Bias, LoraSpec
+from tuner.lora import Bias, LoraSpec
 from tuner.worker.model import load_weights
 
 if TYPE_CHECKING:

@@ -93,6 +93,22 @@ class Tokenized:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def save(self, folder: Path, name: str) -> None:
+        """Write it as files that other processes map."""
+        self.input_ids.save(folder, f"{name}.input_ids")
+        if self.is_target is not None:
+            self.is_target.save(folder, f"{name}.is_target")
+        if self.class_ids is not None:
+            np.save(folder / f"{name}.class_ids.npy", self.class_ids)
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> Tokenized:
+        """Read what `save` wrote."""
+        input_ids = Ragged.load(folder, f"{name}.input_ids")
+        if (classes := folder / f"{name}.class_ids.npy").exists():
+            return cls(input_ids=input_ids, class_ids=np.load(classes))
+        return cls(input_ids=input_ids, is_target=Ragged.load(folder, f"{name}.is_target"))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alternatives:
@@ -130,11 +146,9 @@ def tokenize_splits(
     Raises:
         DataError: A chat template is asked for and missing or not usable, or all examples are too long.
     """
-    if task == "classification":
-        return _classification_splits(tokenizer, splits, config)
-    key = _key(tokenizer, splits, config)
-    folder = cached("tokens", key, lambda folder: _write_completions(tokenizer, splits, config, folder))
-    train, validation = (_load_completions(folder, name) for name in ("train", "validation"))
+    key = _key(tokenizer, splits, config, task)
+    folder = cached("tokens", key, lambda folder: _write(tokenizer, splits, config, task, folder))
+    train, validation = (Tokenized.load(folder, name) for name in ("train", "validation"))
     too_long = len(splits.train) + len(splits.validation) - len(train) - len(validation)
     if not len(train) or not len(validation):
         raise DataError(
@@ -182,22 +196,24 @@ def alternatives(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: Dat
         DataError: Too many different completions to be choices, or a right one that is not among the choices.
     """
     common = _common_choices(splits) if config.choices is None else ()
-    asked: list[Example] = []
-    example, is_right = [], []
+    tokens: list[Tokens] = []
+    example: list[int] = []
+    is_right: list[bool] = []
     for index, right in enumerate(splits.validation):
         choices = right.choices or common
         if right.label not in choices:
             raise DataError("data.choices", f"the right completion is not among the choices: {right.label[:80]!r}")
-        for choice in choices:
-            turns = (*right.turns[:-1], (ASSISTANT, choice)) if right.turns else ()
-            asked.append(Example(text=right.text, label=choice, turns=turns))
-            example.append(index)
-            is_right.append(choice == right.label)
-    return Alternatives(
-        tokens=_completions(tokenize_completions(tokenizer, asked, config)),
-        example=np.array(example),
-        is_right=np.array(is_right),
-    )
+        found = tokenize_completions(tokenizer, [_with_label(right, choice) for choice in choices], config)
+        if len(found[choices.index(right.label)][0]) <= config.max_length:  # else it is no validation example either
+            tokens += found
+            example += [index] * len(choices)
+            is_right += [choice == right.label for choice in choices]
+    return Alternatives(tokens=_completions(tokens), example=np.array(example), is_right=np.array(is_right))
+
+
+def _with_label(example: Example, label: str) -> Example:
+    turns = (*example.turns[:-1], (ASSISTANT, label)) if example.turns else ()
+    return Example(text=example.text, label=label, turns=turns)
 
 
 def _common_choices(splits: Splits) -> tuple[str, ...]:
@@ -210,27 +226,14 @@ def _common_choices(splits: Splits) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _classification_splits(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig) -> TokenizedSplits:
-    train, validation = (
-        tokenize_texts(tokenizer, examples, splits.labels, max_length=config.max_length)
-        for examples in (splits.train, splits.validation)
-    )
-    return TokenizedSplits(train=train, validation=validation, num_too_long=0)
-
-
-def _write_completions(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig, folder: Path) -> None:
+def _write(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig, task: str, folder: Path) -> None:
     for name, examples in (("train", splits.train), ("validation", splits.validation)):
-        tokens = tokenize_completions(tokenizer, examples, config)
-        kept = _completions([(ids, mask) for ids, mask in tokens if len(ids) <= config.max_length])
-        assert kept.is_target is not None  # noqa: S101 -- completions have targets
-        kept.input_ids.save(folder, f"{name}.input_ids")
-        kept.is_target.save(folder, f"{name}.is_target")
-
-
-def _load_completions(folder: Path, name: str) -> Tokenized:
-    return Tokenized(
-        input_ids=Ragged.load(folder, f"{name}.input_ids"), is_target=Ragged.load(folder, f"{name}.is_target")
-    )
+        if task == "classification":
+            tokenized = tokenize_texts(tokenizer, examples, splits.labels, max_length=config.max_length)
+        else:
+            tokens = tokenize_completions(tokenizer, examples, config)
+            tokenized = _completions([(ids, mask) for ids, mask in tokens if len(ids) <= config.max_length])
+        tokenized.save(folder, name)
 
 
 def _completions(tokens: Sequence[Tokens]) -> Tokenized:
@@ -297,9 +300,10 @@ def _learned(answer: Ids, eos_id: int | None) -> int:
     return answer.index(eos_id) + 1 if eos_id in answer else len(answer)
 
 
-def _key(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig) -> str:
+def _key(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig, task: str) -> str:
     parts: Iterable[object] = (
         FORMAT,
+        task,
         splits.fingerprint,
         sorted(tokenizer.get_vocab().items()),
         tokenizer.chat_template,

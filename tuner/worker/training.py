@@ -17,7 +17,8 @@ import torch
 from bitsandbytes.optim.adamw import PagedAdamW8bit
 from transformers import get_scheduler
 
-from tuner.trial import Baseline, FailReason, Init, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
+from tuner.lora import Init
+from tuner.trial import Baseline, FailReason, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
 from tuner.worker.adapters import Adapted, attach, attach_nothing
 from tuner.worker.batches import Batch, BatchOrder, collate, collate_packed
 from tuner.worker.evaluation import Choices, Evaluation, evaluate, forward, num_learned, summed_loss
