@@ -140,10 +140,16 @@ def space_problems(space: SpaceConfig, model: ModelFacts) -> Iterator[tuple[str,
     for key in space.rank_pattern:
         if key not in used:
             yield f"search.space.rank_pattern.{key}", _idle(key, model)
+    if isinstance(space.r, (Range, Choices)) and not any(_uses_r(space, targets, layers) for targets in sets.values()):
+        yield "search.space.r", "is searched and sets no layer's rank, for rank_pattern names them all; give one value"
     for name, targets in sets.items():
         if all(_may_be_zero(layer, space) for layer in targeted(layers, targets)):
             message = f"all modules of {name} may get rank 0 together, so that nothing is adapted; let one start at 1"
             yield "search.space.rank_pattern", message
+
+
+def _uses_r(space: SpaceConfig, targets: Sequence[str], layers: Sequence[Layer]) -> bool:
+    return any(deciding_key(layer, space.rank_pattern) is None for layer in targeted(layers, targets))
 
 
 def _fits(target: str, layers: Sequence[Layer]) -> bool:

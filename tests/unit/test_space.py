@@ -435,3 +435,15 @@ def test_a_full_name_may_choose_one_block() -> None:
     changes = {"target_modules": ["bert.encoder.layer.1.attention.self.query"], "rank_pattern": {}}
 
     assert problems(changes, layers=layers) == []
+
+
+def test_a_searched_rank_that_every_key_overrules_is_refused() -> None:
+    pattern = {"attention": {"choices": [1, 2]}, "mlp": 4}
+    space = small_space({"target_modules": ["all-linear"], "rank_pattern": pattern})
+
+    problems = dict(space_problems(space, make_model()))
+
+    assert problems == {
+        "search.space.r": "is searched and sets no layer's rank, for rank_pattern names them all; give one value"
+    }
+    assert not dict(space_problems(space.model_copy(update={"r": 8}), make_model()))

@@ -79,6 +79,7 @@ def test_the_head_alone_is_known_in_advance_too(name: str) -> None:
 def test_the_base_is_bit_identical_after_an_adapter_is_gone(name: str, lora: LoraSpec) -> None:
     base = build_base(FAMILIES[name], "classification")
     before = {key: value.clone() for key, value in base.model.state_dict().items()}
+    modules = [type(module) for module in base.model.modules()]
 
     adapted = attach(base, lora, seed=3)
     with torch.no_grad():
@@ -89,6 +90,7 @@ def test_the_base_is_bit_identical_after_an_adapter_is_gone(name: str, lora: Lor
     after = base.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+    assert [type(module) for module in base.model.modules()] == modules
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
 
