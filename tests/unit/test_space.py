@@ -342,7 +342,7 @@ def test_what_is_asked_for_fits_the_model_whatever_is_chosen() -> None:
 
 
 def problems(changes: dict[str, Any], **model: Any) -> list[tuple[str, str]]:
-    return list(space_problems(small_space(changes), make_model(**model)))
+    return list(space_problems(small_space({"r": 4} | changes), make_model(**model)))
 
 
 def test_a_space_that_fits_the_model_has_no_problem() -> None:
