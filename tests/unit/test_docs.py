@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from tests.builders import make_config
 from tuner.cli import app
 from tuner.config import SpaceConfig, SweepConfig
+from tuner.sweep_file import load_sweep_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,3 +109,11 @@ def test_the_tuner_commands_shown_exist(page: Path) -> None:
 
     assert [command for command in shown if command not in commands] == []
     assert "run" in commands
+
+
+def test_the_sweep_that_the_readme_shows_is_valid(tmp_path: Path) -> None:
+    shown = re.search(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert shown
+    (tmp_path / "shown.yaml").write_text(shown.group(1), encoding="utf-8")
+
+    assert load_sweep_file(tmp_path / "shown.yaml").name == "my-sweep"
