@@ -124,6 +124,9 @@ def _quantization_problems(known: _Known) -> Iterator[tuple[Place, str]]:
             yield place, f"{init} needs model.quantization: none, got {kind}: {reason}"
     if "loftq" in inits and kind not in {"nf4", "fp4"}:
         yield place, f"loftq makes up for the error of 4 bits and needs model.quantization nf4 or fp4, got {kind}"
+    if known.baselines and known.baselines.unquantized_lora and "loftq" in inits and "default" not in inits:
+        reason = "loftq has nothing to make up for where nothing is quantized"
+        yield ("baselines", "unquantized_lora"), f"needs default among search.space.init_lora_weights: {reason}"
     if kind == "int8" and True in options_of(known.search.space.use_dora):
         reason = "PEFT's DoRA (0.21) loses the scales of 8-bit weights"
         yield ("search", "space", "use_dora"), f"can't be used with model.quantization int8: {reason}; nf4 is fine"

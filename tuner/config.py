@@ -176,8 +176,7 @@ class DataConfig(Section):
     """Examples to learn from. Splits that the data does not have are made by a hash of the input, alike in every run."""
 
     path: Annotated[str, Field(min_length=1)] | None = None
-    """A .jsonl, .json, .csv or .parquet file, .gz allowed on the first three,
-    or a folder with one file per split, such as `train.jsonl` (relative to this file)."""
+    """A .jsonl, .json, .csv (or .gz of these) or .parquet file, or a folder with one per split (relative to this file)."""
     name: Annotated[str, Field(min_length=1)] | None = None
     """Instead of `path`: id of a data set on the hub."""
     subset: str | None = None
@@ -198,6 +197,8 @@ class DataConfig(Section):
     """For `choice_accuracy`: column with a list of completions, the right one among them; by default all of the data's."""
     chat_template: Literal["auto", "always", "never"] = "auto"
     """Put prompt and completion into the tokenizer's chat template; `auto`: if it has one."""
+    separator: str = ""
+    """Put between prompt and completion where no chat template is used."""
     system: str | None = None
     """System message put before each chat; the template's own by default."""
     max_length: Annotated[int, Field(ge=4)] = 128
@@ -222,8 +223,7 @@ class TrainingConfig(Section):
     eval_batch_size: Annotated[int, Field(ge=1)] = 64
     """Examples in a forward pass of an evaluation."""
     packing: bool = False
-    """Causal language models: lay a batch's short examples one after another in rows,
-    with no attention between them; the result is the same, the padding goes."""
+    """Causal language models: lay a batch's short examples end to end, without attention between them; saves padding."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"

@@ -49,7 +49,9 @@ class SweepFolder:
         Raises:
             FolderError: There is something here already, or nothing can be written here.
         """
-        if self.sweep_file.exists() or self.journal.exists():
+        if self.sweep_file.exists() != self.journal.exists():
+            raise FolderError(f"{self.path} holds a sweep that was killed before its first trial; remove the folder")
+        if self.sweep_file.exists():
             msg = f"{self.path} holds a sweep already; go on with `tuner resume {self.path}`, or choose another folder with --out"
             raise FolderError(msg)
         require_empty(self.path)

@@ -259,10 +259,13 @@ def _nearest(dimension: Searched, value: ParamValue) -> ParamValue:
 def _nearest_choice(choices: Sequence[ParamValue], value: ParamValue) -> ParamValue:
     if value in choices or isinstance(value, (str, bool)):
         return value if value in choices else choices[0]
-    wanted, numbers = float(value), [float(choice) for choice in choices]
-    if wanted <= 0 or min(numbers) <= 0:
+    wanted = float(value)
+    if isinstance(value, int) and wanted > 0:  # a rank: 0 would switch off what is recommended
+        choices = [choice for choice in choices if choice] or choices
+    if wanted <= 0 or min(map(float, choices)) <= 0:
         return min(choices, key=lambda choice: abs(float(choice) - wanted))
-    return min(choices, key=lambda choice: abs(math.log(float(choice) / wanted)))  # 8 is as far from 4 as from 16
+    # by ratio: 8 is as far from 4 as from 16
+    return min(choices, key=lambda choice: round(abs(math.log(float(choice)) - math.log(wanted)), 9))
 
 
 def _within(span: Range[int] | Range[float], value: float) -> int | float:

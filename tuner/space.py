@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tuner.config import Choices, Range, SpaceConfig, TargetChoices
+from tuner.config import Choices, InitName, Range, SpaceConfig, TargetChoices, options_of
 from tuner.layers import ALL_LINEAR, Group, Layer, ModelFacts, deciding_key, parse_selector, targeted
 from tuner.lora import Bias, Init, LoraSpec
 from tuner.trial import ParamValue
@@ -142,10 +142,38 @@ def space_problems(space: SpaceConfig, model: ModelFacts) -> Iterator[tuple[str,
             yield f"search.space.rank_pattern.{key}", _idle(key, model)
     if isinstance(space.r, (Range, Choices)) and not any(_uses_r(space, targets, layers) for targets in sets.values()):
         yield "search.space.r", "is searched and sets no layer's rank, for rank_pattern names them all; give one value"
+    yield from _decomposition_problems(space, layers)
     for name, targets in sets.items():
         if all(_may_be_zero(layer, space) for layer in targeted(layers, targets)):
             message = f"all modules of {name} may get rank 0 together, so that nothing is adapted; let one start at 1"
             yield "search.space.rank_pattern", message
+
+
+def _decomposition_problems(space: SpaceConfig, layers: Sequence[Layer]) -> Iterator[tuple[str, str]]:
+    """A start that decomposes a weight or its inputs has no more directions than these have."""
+    inits: tuple[InitName, ...] = options_of(space.init_lora_weights)
+    taken = sorted({"pissa", "olora", "loftq", "eva"}.intersection(inits))
+    reached = [layer for targets in space.target_sets().values() for layer in targeted(layers, targets)]
+    for layer in reached if taken else ():
+        key = deciding_key(layer, space.rank_pattern)
+        most, width = (
+            _largest(space.r if key is None else space.rank_pattern[key]),
+            min(layer.in_features, layer.out_features),
+        )
+        if most > width:
+            words = f"{' and '.join(taken)} start from at most {width} directions in {layer.name}, and its rank may be {most}"
+            yield "search.space.init_lora_weights", words
+            return
+
+
+def _largest(dimension: Range[int] | Choices[int] | int) -> int:
+    match dimension:
+        case Range(high=high):
+            return high
+        case Choices(choices=choices):
+            return max(choices)
+        case rank:
+            return rank
 
 
 def _uses_r(space: SpaceConfig, targets: Sequence[str], layers: Sequence[Layer]) -> bool:

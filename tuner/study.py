@@ -74,6 +74,7 @@ class Study:
         self._beside = beside
         self._config = config
         self._objectives = objectives_of(config)
+        self._is_recovered = False
         self._ids: dict[int, int] = {}
         self._places: dict[int, int] = {}
         self._records: dict[int, TrialRecord] = {}
@@ -104,6 +105,9 @@ class Study:
         First come those that a killed driver left running, then baselines, then new ones. What is sampled depends on the
         sweep's seed, the trial's number and what was told before.
         """
+        if not self._is_recovered:  # not when a study is opened: a report may read what another driver writes
+            _ask_again(self._study)
+            self._is_recovered = True
         if self._unfinished:
             return self._unfinished.pop(0)
         if self._baselines:
@@ -225,6 +229,15 @@ def _create(storage: JournalStorage, name: str, config: SweepConfig) -> optuna.S
 
 def _beside(name: str) -> str:
     return f"{name} baselines"
+
+
+def _ask_again(study: optuna.Study) -> None:
+    """Give back points that a killed driver had taken out of the study and not yet written down."""
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        if SPEC not in trial.user_attrs:
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            if point := trial.system_attrs.get("fixed_params"):
+                study.enqueue_trial(point)
 
 
 def open_study(journal: Path, config: SweepConfig) -> Study:

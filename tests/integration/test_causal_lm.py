@@ -260,3 +260,75 @@ def test_a_decoder_classifies_by_its_last_real_token(tmp_path: Path) -> None:
 
     assert metrics.accuracy > 0.9
     assert dict(metrics.others).keys() == {"accuracy"}
+
+
+def test_a_rank_that_a_decomposition_cannot_give_fails_and_is_refused_beforehand(tmp_path: Path) -> None:
+    from tuner.space import space_problems
+
+    config = causal_config(tmp_path, {"model.quantization": "none"})
+    lora = make_lora(r=512, target_modules=ALL, init_lora_weights=Init.PISSA)
+    space = config.search.space.model_copy(update={"r": 512, "init_lora_weights": "pissa"})
+
+    failed = run_trial(Worker(config, None), make_spec(0, lora=lora))[-1]
+
+    assert isinstance(failed, Outcome)
+    assert "PEFT built ranks" in failed.detail
+    problems = dict(space_problems(space, inspect_sweep(config).model))
+    assert "pissa start from at most 64 directions" in problems["search.space.init_lora_weights"]
+
+
+def test_eva_refuses_a_rank_above_the_tokens_of_every_batch(tmp_path: Path) -> None:
+    config = causal_config(tmp_path, {"training.batch_size": 1, "training.max_steps": 8})
+    lora = make_lora(r=48, target_modules=ALL, init_lora_weights=Init.EVA)
+
+    failed = run_trial(Worker(config, None), make_spec(0, lora=lora))[-1]
+
+    assert isinstance(failed, Outcome)
+    assert "no batch has as many tokens as the largest rank (48)" in failed.detail
+
+
+def test_nothing_of_checkpointing_stays_on_the_base(tmp_path: Path) -> None:
+    config, loaded = loaded_with(tmp_path, {"training.gradient_checkpointing": True})
+    embedding = loaded.base.model.get_input_embeddings()
+
+    for number in range(3):
+        run = TrialRun(loaded.base, loaded.data, make_spec(number, lora=PLAIN), config)
+        run.advance(2)
+        run.close()
+
+    assert not embedding._forward_hooks
+    assert not loaded.base.model.is_gradient_checkpointing
+
+
+def test_packing_is_refused_before_anything_is_trained_where_borders_are_not_kept(tmp_path: Path) -> None:
+    import transformers as hf
+
+    config = causal_config(tmp_path, {"training.packing": True})
+    folder = Path(config.model.name)
+    sizes: dict[str, Any] = {
+        "vocab_size": 53,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "ffn_dim": 64,
+    }
+    hf.OPTForCausalLM(hf.OPTConfig(**sizes, word_embed_proj_dim=64)).save_pretrained(folder)
+
+    problems = dict(inspect_sweep(config).problems)
+
+    assert "packed examples of a opt see each other" in problems["training.packing"]
+
+
+def test_full_fine_tuning_starts_from_the_same_fresh_head_as_the_trials(tmp_path: Path) -> None:
+    from tests.architectures import FAMILIES, build_base
+    from tuner.worker.adapters import attach_nothing
+
+    heads = [
+        adapted.base.model.get_parameter("score.weight").detach().clone()
+        for adapted in (
+            attach_nothing(build_base(FAMILIES["llama"], "classification"), seed=5),
+            attach(build_base(FAMILIES["llama"], "classification"), None, seed=5),
+        )
+    ]
+
+    assert torch.equal(*heads)

@@ -29,8 +29,16 @@ def test_a_new_folder_is_free_and_nothing_is_made_by_asking(tmp_path: Path) -> N
 
 def test_a_folder_with_a_sweep_is_refused_with_the_way_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").touch()
+    (tmp_path / "study.journal").touch()
 
     with pytest.raises(FolderError, match=f"tuner resume {tmp_path}"):
+        SweepFolder(tmp_path).require_free()
+
+
+def test_a_folder_with_the_mere_beginning_of_a_sweep_is_refused_with_the_mend(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").touch()
+
+    with pytest.raises(FolderError, match="killed before its first trial; remove the folder"):
         SweepFolder(tmp_path).require_free()
 
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import make_config, make_inspection, make_llama, make_model
-from tuner.config import SpaceConfig, SweepConfig
+from tuner.config import Choices, SpaceConfig, SweepConfig
 from tuner.layers import ModelFacts, ranks_of
 from tuner.lora import LoraSpec
-from tuner.recommend import Task, baseline_specs, recommend, starting_points
+from tuner.recommend import Task, _nearest, baseline_specs, recommend, starting_points
 from tuner.space import space_problems, suggest
 from tuner.trial import Baseline
 
@@ -402,3 +402,9 @@ def test_baselines_have_the_seed_of_all_trials() -> None:
     config = sweep_with({}, training={"task": "causal-lm", "max_steps": 8, "seed": 7}, baselines={"zero_shot": True})
 
     assert [spec.seed for spec in baseline_specs(config, make_inspection(model=LLAMA))] == [7]
+
+
+def test_a_recommended_rank_is_never_moved_to_zero() -> None:
+    assert _nearest(Choices[int](choices=(0, 4, 16)), 2) == 4
+    assert _nearest(Choices[int](choices=(0, 16)), 8) == 16
+    assert _nearest(Choices[float](choices=(0.0, 0.1)), 0.01) == 0.0

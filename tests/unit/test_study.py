@@ -360,3 +360,28 @@ def test_a_driver_killed_while_it_asked_for_a_baseline_loses_nothing(tmp_path: P
     assert [record.number for record in again.records] == [-1, -2]
     trials = in_journal(tmp_path, f"{config.name} baselines").get_trials()
     assert [trial.values[0] for trial in trials if trial.values] == [0.25, 0.75]
+
+
+def test_a_starting_point_that_a_killed_driver_had_taken_is_asked_again(tmp_path: Path) -> None:
+    config = small_config(tmp_path, {"search.start": "recommended"})
+    study = create_study(tmp_path / "study.journal", config, make_inspection())
+    study._study.ask()
+    taken = study._study.get_trials()[0].system_attrs["fixed_params"]
+
+    resumed = open_study(tmp_path / "study.journal", config)
+    first = resumed.ask()
+
+    assert first is not None
+    assert dict(first.params).items() >= taken.items()
+    states = [trial.state for trial in resumed._study.get_trials(deepcopy=False)]
+    assert states.count(optuna.trial.TrialState.RUNNING) == 1
+
+
+def test_reading_a_study_changes_nothing_in_it(tmp_path: Path) -> None:
+    config = small_config(tmp_path, {"search.start": "recommended"})
+    study = create_study(tmp_path / "study.journal", config, make_inspection())
+    study._study.ask()
+    before = (tmp_path / "study.journal").read_bytes()
+
+    assert open_study(tmp_path / "study.journal", config).records == ()
+    assert (tmp_path / "study.journal").read_bytes() == before

@@ -245,6 +245,12 @@ def test_chats_end_with_the_assistants_last_word(tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
+        ([*chat("a"), {"role": "assistant", "content": None}], "must hold lists of messages"),
+        (
+            [*chat("a"), {"role": "assistant", "content": [{"type": "text", "text": "b"}]}],
+            "must hold lists of messages",
+        ),
+        ([*chat("a"), {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}], "must hold lists"),
         ("hello", "must hold lists of messages with role and content, got 'hello' in row 1"),
         ([{"role": "user"}], "must hold lists of messages"),
         (chat("hi"), "row 1 has no message of the assistant"),
@@ -258,3 +264,32 @@ def test_chats_that_cannot_be_read_are_refused_by_row(tmp_path: Path, cell: obje
         load_splits(config_for(file, messages="messages"), "causal-lm")
 
     assert refused.value.key == "data.messages"
+
+
+def test_a_chat_and_its_continuation_stand_in_one_split(tmp_path: Path) -> None:
+    chats = [chat(f"hi {index}", "a") for index in range(10)] + [
+        chat(f"hi {index}", "a", "b", "c") for index in range(10)
+    ]
+
+    splits = load_splits(
+        config_for(write_rows(tmp_path, [{"messages": cell} for cell in chats]), messages="messages"), "causal-lm"
+    )
+
+    assert len(splits.train) + len(splits.validation) + len(splits.test) == 10
+    assert splits.num_duplicates == 10
+
+
+@pytest.mark.parametrize("cell", ["b", '"bc"', 7, ["only"], ["same", "same"], {"a": 1}], ids=str)
+def test_choices_that_are_none_are_refused_by_row(tmp_path: Path, cell: object) -> None:
+    rows = [{**row, "options": ["0", "1"]} for row in PAIRS[:3]] + [{**PAIRS[3], "options": cell}]
+
+    with pytest.raises(DataError, match=r"must hold lists of at least two completions, got .* in row 4"):
+        load_splits(config_for(write_rows(tmp_path, rows), choices="options"), "causal-lm")
+
+
+def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
+    whole = write_rows(tmp_path, ROWS, "rows.jsonl.gz").read_bytes()
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-12])
+
+    with pytest.raises(DataError, match=r"can't read .*cut.jsonl.gz as jsonl"):
+        load_splits(config_for(tmp_path / "cut.jsonl.gz"), "classification")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.models import tiny_tokenizer
+from tests.models import TEMPLATE, tiny_tokenizer
 from tuner.config import DataConfig
 from tuner.worker import tokens
 from tuner.worker.data import DataError, Example, Splits
@@ -34,7 +34,7 @@ def test_a_prompt_goes_into_the_chat_template_and_its_completion_is_learned_with
 
 def test_without_a_template_prompt_and_completion_are_joined_as_they_are() -> None:
     assert shown(EXAMPLE, None) == ("abcd</s>", "cd</s>")
-    assert shown(EXAMPLE, chat_template="never") == ("abcd</s>", "cd</s>")
+    assert shown(EXAMPLE, chat_template="never", separator=": ") == ("ab: cd</s>", "cd</s>")
 
 
 def test_a_system_message_comes_first() -> None:
@@ -62,6 +62,58 @@ def test_a_template_that_rewrites_earlier_messages_is_refused() -> None:
 def test_a_template_that_is_asked_for_must_be_there() -> None:
     with pytest.raises(DataError, match="is `always`, and the tokenizer has no chat template"):
         shown(EXAMPLE, None, chat_template="always")
+
+
+def test_a_system_message_needs_a_template() -> None:
+    with pytest.raises(DataError, match="needs a chat template, and none is used") as refused:
+        shown(EXAMPLE, None, system="x")
+
+    assert refused.value.key == "data.system"
+
+
+def test_a_chat_keeps_its_own_system_message() -> None:
+    turns = (("system", "own"), ("user", "a"), ("assistant", "b"))
+
+    assert shown(Example(text="", label="b", turns=turns), system="x")[0].startswith("<system>own</s>\n<user>a")
+
+
+def test_a_turn_may_end_otherwise_than_the_text() -> None:
+    template = TEMPLATE.replace("</s>", "<unk>")  # as Gemma's and Qwen's base do
+
+    assert shown(EXAMPLE, template) == ("<user>ab<unk>\n<assistant>cd<unk>", "cd<unk>")
+
+
+def test_a_template_that_refuses_a_role_is_told_with_the_chat() -> None:
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
+
+    with pytest.raises(DataError, match="refuses a chat of system, user: no system role"):
+        shown(EXAMPLE, template, system="x")
+
+
+def test_an_end_token_that_the_tokenizer_adds_does_not_come_between_prompt_and_completion() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny_tokenizer(None)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+
+    ((ids, mask),) = tokenize_completions(tokenizer, [EXAMPLE], config_for())
+
+    assert "".join(tokenizer.convert_ids_to_tokens(ids)) == "<s>abcd</s>"
+    assert mask == [False] * 3 + [True] * 3
+
+
+def test_a_tokenizer_that_puts_a_mark_before_each_text_puts_none_before_the_completion() -> None:
+    from tokenizers import normalizers
+
+    tokenizer = tiny_tokenizer(None)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Prepend(".")  # as SentencePiece does: Llama 2, Mistral 0.1
+
+    ((ids, mask),) = tokenize_completions(tokenizer, [EXAMPLE], config_for())
+
+    assert "".join(tokenizer.convert_ids_to_tokens(ids)) == ".abcd</s>"
+    assert mask == [False] * 3 + [True] * 3
 
 
 def test_chats_need_a_template() -> None:

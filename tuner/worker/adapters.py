@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -100,8 +100,11 @@ def attach(base: BaseModel, lora: LoraSpec | None, seed: int, batches: Sequence[
     return _with_lora(base, lora, heads, batches)
 
 
-def attach_nothing(base: BaseModel) -> Adapted:
-    """Train all weights of a base, which can't be put back: it must be loaded anew afterwards."""
+def attach_nothing(base: BaseModel, seed: int) -> Adapted:
+    """Train all weights of a base, with a fresh head; they can't be put back: the base must be loaded anew afterwards."""
+    torch.manual_seed(seed)
+    for name in head_names(base.model):
+        base.model.set_submodule(name, _fresh_head(base, base.model.get_submodule(name)))
     base.model.requires_grad_(requires_grad=True)
     return Adapted(model=base.model, base=base, original_heads={}, original_weights={}, initial={})
 
@@ -197,7 +200,7 @@ def _initial(wrapped: PeftModel) -> dict[str, torch.Tensor]:
 def _check_realised(wrapped: PeftModel, ranks: Mapping[str, int], lora: LoraSpec, heads: tuple[str, ...]) -> None:
     """PEFT takes patterns by regular expression; make sure that each layer got what the spec says, and nothing else."""
     layers = {name.removeprefix(BASE): layer for name, layer in lora_layers(wrapped).items()}
-    realised = {name: layer.r["default"] for name, layer in layers.items()}
+    realised = {name: _rank_of(layer) for name, layer in layers.items()}
     wrong = {
         name: layer.scaling["default"]
         for name, layer in layers.items()
@@ -211,6 +214,12 @@ def _check_realised(wrapped: PeftModel, ranks: Mapping[str, int], lora: LoraSpec
     if strange:
         msg = f"PEFT trains more than was asked for: {', '.join(sorted(strange))}"
         raise AssertionError(msg)
+
+
+def _rank_of(layer: Any) -> int:  # noqa: ANN401 -- a PEFT layer
+    """The rank that a layer's weights really have; -1 where they don't agree with each other or with PEFT's books."""
+    found = {layer.r["default"], layer.lora_A["default"].weight.shape[0], layer.lora_B["default"].weight.shape[1]}
+    return int(found.pop()) if len(found) == 1 else -1
 
 
 def _is_expected(name: str, heads: tuple[str, ...], bias: Bias) -> bool:

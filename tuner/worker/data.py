@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Example:
     """One input with its answer."""
 
     text: str
-    """The text to classify, or the prompt; of a chat all before the last answer, as JSON. Says which split it is in."""
+    """The text to classify, or the prompt; of a chat all before the first answer, as JSON. Says which split it is in."""
     label: str
     """The class's name, or the completion."""
     turns: tuple[Turn, ...] = ()
@@ -210,14 +211,22 @@ def _from_hub(config: DataConfig) -> dict[str, pd.DataFrame]:
     frames = {}
     for split, names in SPLITS.items():
         name = next((name for name in names if name in loaded), None)
-        if name is not None:
+        if name is not None and not (split == "test" and config.test == 0):
             frames[split] = loaded[name].to_pandas()
             for column, feature in loaded[name].features.items():
                 if isinstance(feature, ClassLabel):
-                    frames[split][column] = [feature.int2str(int(value)) for value in frames[split][column]]
+                    frames[split][column] = _class_names(frames[split][column], feature.names, config, name)
     if "train" not in frames:
         raise DataError("data.name", f"{config.name} has no train split; it has: {', '.join(loaded)}")
     return frames
+
+
+def _class_names(numbers: Iterable[int], names: Sequence[str], config: DataConfig, split: str) -> list[str]:
+    named = [names[number] if 0 <= number < len(names) else None for number in map(int, numbers)]
+    if None in named:
+        hint = "give data.test: 0 to leave it out" if split in SPLITS["test"] else "it can't be used"
+        raise DataError("data.name", f"{config.name} has rows without a class in its {split} split; {hint}")
+    return [name for name in named if name is not None]
 
 
 def _kind(path: Path) -> str:
@@ -240,7 +249,7 @@ def _read(path: Path) -> pd.DataFrame:
                 return pd.read_parquet(path)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise DataError("data.path", f"can't read {path} as {kind}: {error}") from error
     raise DataError("data.path", f"must end in .jsonl, .json, .csv or .parquet (.gz allowed), got {path.name!r}")
 
@@ -253,7 +262,7 @@ def _examples(frame: pd.DataFrame, config: DataConfig, task: str) -> tuple[Examp
     if task == "causal-lm" and config.messages is not None:
         chats = [_turns(cell, row, config) for row, cell in enumerate(_column(frame, config, "messages"), start=1)]
         return tuple(
-            Example(text=json.dumps(turns[:-1]), label=turns[-1][1], turns=turns, choices=options)
+            Example(text=_opening(turns), label=turns[-1][1], turns=turns, choices=options)
             for turns, options in zip(chats, choices, strict=True)
         )
     given, answer = ("text", "label") if task == "classification" else ("prompt", "completion")
@@ -280,7 +289,7 @@ def _turns(cell: object, row: int, config: DataConfig) -> tuple[Turn, ...]:
     """The messages of a chat up to the assistant's last; a csv file has them as JSON."""
     try:
         listed = json.loads(cell) if isinstance(cell, str) else list(cell)  # type: ignore[call-overload]
-        turns = [(str(message["role"]), str(message["content"])) for message in listed]
+        turns = [(str(message["role"]), _content(message)) for message in listed]
     except (TypeError, KeyError, ValueError) as error:
         message = (
             f"column {config.messages!r} must hold lists of messages with role and content, got {str(cell)[:80]!r}"
@@ -295,8 +304,38 @@ def _turns(cell: object, row: int, config: DataConfig) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
+def _content(message: Mapping[str, Any]) -> str:
+    """A message's text.
+
+    Raises:
+        ValueError: It is not plain text, or calls tools in fields of its own.
+    """
+    content = message["content"]
+    if not isinstance(content, str) or message.get("tool_calls"):
+        raise ValueError("content must be text, and tool calls be written in it")
+    return content
+
+
+def _opening(turns: Sequence[Turn]) -> str:
+    """All up to the first answer, as JSON: chats that begin alike are one conversation and stand in one split."""
+    first = next(place for place, (role, _) in enumerate(turns) if role == ASSISTANT)
+    return json.dumps(turns[:first])
+
+
 def _choices(frame: pd.DataFrame, config: DataConfig) -> list[tuple[str, ...]]:
     if config.choices is None:
         return [()] * len(frame)
-    cells = [json.loads(cell) if isinstance(cell, str) else cell for cell in _column(frame, config, "choices")]
-    return [tuple(str(choice) for choice in cell) for cell in cells]
+    return [_options(cell, row, config) for row, cell in enumerate(_column(frame, config, "choices"), start=1)]
+
+
+def _options(cell: object, row: int, config: DataConfig) -> tuple[str, ...]:
+    """The completions to choose from; a csv file has them as JSON."""
+    try:
+        listed: Any = json.loads(cell) if isinstance(cell, str) else cell
+        options = tuple(str(choice) for choice in listed) if not isinstance(listed, (str, dict)) else ()
+    except (TypeError, ValueError):
+        options = ()
+    if len(set(options)) < 2:  # noqa: PLR2004 -- a choice
+        message = f"column {config.choices!r} must hold lists of at least two completions, got {str(cell)[:80]!r}"
+        raise DataError("data.choices", f"{message} in row {row}")
+    return options

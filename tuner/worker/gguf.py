@@ -6,6 +6,7 @@ saves it (`save_pretrained` raises: "quantized with gguf"). So a file is convert
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SUFFIX = ".gguf"
+FORMAT = "1"
+"""To be raised when the same file is converted otherwise."""
 
 
 def converted(file: Path) -> Path:
@@ -31,7 +34,9 @@ def converted(file: Path) -> Path:
         OSError: The file can't be read, or the cache not be written.
         ValueError: transformers knows no such architecture in GGUF.
     """
-    return cached("gguf", f"{file.stem}-{_digest(file)}", lambda folder: _convert(file, folder))
+    written_ns, num_bytes = file.stat().st_mtime_ns, file.stat().st_size
+    key = f"{file.stem}-{_digest(file, written_ns, num_bytes)}-{FORMAT}"
+    return cached("gguf", key, lambda folder: _convert(file, folder))
 
 
 def _convert(file: Path, folder: Path) -> None:
@@ -54,6 +59,9 @@ def _forget_gguf(model: PreTrainedModel) -> None:
             delattr(owner, name)
 
 
-def _digest(file: Path) -> str:
+@functools.cache
+def _digest(file: Path, written_ns: int, num_bytes: int) -> str:
+    """Of the content; time and size tell whether it must be read again."""
+    del written_ns, num_bytes
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers.pytorch_utils import Conv1D
 
 from tuner.config import InitName, is_folder_name, options_of
 from tuner.layers import ModelFacts
 from tuner.trial import Inspection
-from tuner.worker.architecture import facts_of, skeleton
+from tuner.worker.architecture import AUTO_CLASSES, facts_of, skeleton
+from tuner.worker.batches import isolation_problem
 from tuner.worker.data import DataError, Splits, load_splits
 from tuner.worker.gguf import SUFFIX
 from tuner.worker.model import load_model_config, load_tokenizer, quiet
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 PICKLES = ("*.bin", "*.bin.index.json")
+
+BROKEN = (OSError, ValueError, KeyError, TypeError, ArithmeticError, ImportError, StrictDataclassError)
+"""What transformers raises for a configuration or a tokenizer that it can't use."""
 
 KeyAndMessage = tuple[str, str]
 
@@ -116,19 +122,21 @@ def _open(config: ModelConfig, task: str, labels: tuple[str, ...], problems: lis
         model_config = load_model_config(config, labels if task == "classification" else ())
         model = skeleton(model_config, task, trust_remote_code=config.trust_remote_code)
         return Opened(config=model_config, model=model, tokenizer=load_tokenizer(config))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        problems.append(("model.name", f"can't be loaded for {task}: {str(error).splitlines()[0]}"))
+    except BROKEN as error:
+        problems.append(("model.name", f"can't be loaded for {task}: {(str(error) or repr(error)).splitlines()[0]}"))
         return None
 
 
 def _model_problems(config: SweepConfig, opened: Opened) -> Iterator[KeyAndMessage]:
-    yield from _tokenizer_problems(config.model, opened.tokenizer)
-    longest = getattr(opened.config, "max_position_embeddings", None)
+    yield from _tokenizer_problems(config, opened.tokenizer)
+    longest = _positions(opened)
     if longest is not None and config.data.max_length > longest:
         yield (
             "data.max_length",
             f"must be at most {longest}, the positions that the model has, got {config.data.max_length}",
         )
+    if config.training.packing and (problem := packing_problem(opened.config)):
+        yield "training.packing", problem
     is_transposed = any(isinstance(module, Conv1D) for module in opened.model.modules())
     inits: tuple[InitName, ...] = options_of(config.search.space.init_lora_weights)
     if is_transposed and "olora" in inits:
@@ -136,12 +144,37 @@ def _model_problems(config: SweepConfig, opened: Opened) -> Iterator[KeyAndMessa
         yield "search.space.init_lora_weights", f"olora can't be used here: {reason}"
 
 
-def _tokenizer_problems(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[KeyAndMessage]:
+def _positions(opened: Opened) -> int | None:
+    """Tokens that the model has positions for; RoBERTa's kind counts them from behind the padding's."""
+    longest: int | None = getattr(opened.config, "max_position_embeddings", None)
+    tables = [module for name, module in opened.model.named_modules() if name.endswith("position_embeddings")]
+    offsets = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
+    return longest if longest is None else longest - max(offsets, default=0)
+
+
+def packing_problem(config: PretrainedConfig) -> str | None:
+    """Whether an architecture lets packed examples see each other: tried on one block of it with random weights."""
+    small = copy.deepcopy(config)
+    small.num_hidden_layers = 1
+    small.use_cache = False
+    if getattr(small, "layer_types", None):
+        small.layer_types = small.layer_types[:1]
+    torch.manual_seed(0)
+    return isolation_problem(AUTO_CLASSES["causal-lm"].from_config(small).eval())  # type: ignore[no-untyped-call]
+
+
+def _tokenizer_problems(config: SweepConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[KeyAndMessage]:
+    name = config.model.name
     # Where a folder has no tokenizer files, transformers 5.23 makes one of special tokens alone: each text is all unknown.
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
-        yield "model.name", f"no tokenizer in {config.name}, or one with no words"
+        yield "model.name", f"no tokenizer in {name}, or one with no words"
     elif tokenizer.pad_token_id is None:
-        yield "model.name", f"the tokenizer of {config.name} has neither a padding nor an end-of-sequence token"
+        yield "model.name", f"the tokenizer of {name} has neither a padding nor an end-of-sequence token"
+    elif config.training.task == "causal-lm" and tokenizer.eos_token_id is None:
+        yield (
+            "model.name",
+            f"the tokenizer of {name} has no end-of-sequence token, so that no completion would ever end",
+        )
 
 
 def _place_problem(config: ModelConfig, task: str) -> str | None:

@@ -150,7 +150,7 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
         case "bfloat16":
             return torch.bfloat16
         case _:
-            has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+            has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
             return torch.bfloat16 if has_bf16 else torch.float32
 
 

@@ -5,8 +5,10 @@ W is a base weight, (out, in); A is (r, in), B is (out, r); s is the factor on B
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,6 +82,7 @@ def start_eva(base: BaseModel, wrapped: PeftModel, batches: Sequence[Batch]) -> 
             return model(**inputs)
 
     layers = lora_layers(wrapped)
+    _require_tokens(batches, max(layer.r[ADAPTER] for layer in layers.values()))
     uniform = dataclasses.replace(
         config_of(wrapped),
         r=max(layer.r[ADAPTER] for layer in layers.values()),
@@ -88,18 +91,28 @@ def start_eva(base: BaseModel, wrapped: PeftModel, batches: Sequence[Batch]) -> 
         init_lora_weights="eva",
         eva_config=EvaConfig(rho=1.0),
     )
-    vectors = get_eva_state_dict(
-        wrapped,
-        [batch.inputs() for batch in batches],
-        uniform,
-        forward_fn=forward_fn,
-        prepare_model_inputs_fn=lambda inputs, _: _real_tokens(inputs),
-        prepare_layer_inputs_fn=_rows_of_tokens,
-        gather_distributed_inputs=False,
-        show_progress_bar=False,
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # PEFT prints a line for each layer of a batch that is too small
+        vectors = get_eva_state_dict(
+            wrapped,
+            [batch.inputs() for batch in batches],
+            uniform,
+            forward_fn=forward_fn,
+            prepare_model_inputs_fn=lambda inputs, _: _real_tokens(inputs),
+            prepare_layer_inputs_fn=_rows_of_tokens,
+            gather_distributed_inputs=False,
+            show_progress_bar=False,
+        )
     for name, layer in layers.items():
         layer.lora_A[ADAPTER].weight.copy_(vectors[name][: layer.r[ADAPTER]])
+
+
+def _require_tokens(batches: Sequence[Batch], rank: int) -> None:
+    """PEFT passes over batches with fewer tokens than the rank, and over all of them for ever (0.21)."""
+    most = max(batch.num_tokens for batch in batches)
+    if most < rank:
+        raise ValueError(
+            f"eva: no batch has as many tokens as the largest rank ({rank}), the largest {most}; raise batch_size"
+        )
 
 
 def _real_tokens(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -4,17 +4,21 @@ Token ids of a sweep are made once for each node and read from there by all its 
 
 TRL's data handling was looked at (1.16) and left: its packing keeps examples apart only under attention kernels that take
 sequence boundaries (FlashAttention, a GPU), and its tokenization lives in SFTTrainer, whose loop a search can't use. What is
-taken from it is the rule that prompt and completion are tokenized apart, so that training sees a prompt as serving does.
+taken from it is the rule that a prompt's own token ids must begin those of prompt and completion, so that training sees a
+prompt as serving does.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
 import numpy as np
 import numpy.typing as npt
 
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 
     from tuner.config import DataConfig
 
-FORMAT = "1"
+FORMAT = "2"
 """To be raised when the same examples give other token ids, so that caches are not mixed up."""
 MAX_CHOICES = 64
 """Most completions that the data may have if they are to be the choices of every example."""
@@ -178,15 +182,14 @@ def tokenize_completions(
         DataError: A chat template is asked for and missing, or it does not only append.
     """
     if any(example.turns for example in examples) or _uses_template(tokenizer, config):
-        segments = [_chat_segments(tokenizer, _chat(example, config)) for example in examples]
-        return _encoded(tokenizer, segments)
-    prompts = tokenizer([example.text for example in examples])["input_ids"]
-    completions = tokenizer([example.label for example in examples], add_special_tokens=False)["input_ids"]
-    end = [tokenizer.eos_token_id]
-    return [
-        ([*prompt, *completion, *end], [False] * len(prompt) + [True] * (len(completion) + 1))
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
+        stages = [_chat_stages(tokenizer, _chat(example, config)) for example in examples]
+        return _encoded(tokenizer, stages, is_chat=True)
+    if config.system is not None:
+        raise DataError("data.system", "needs a chat template, and none is used: put the text into the prompts instead")
+    prompts = [example.text + config.separator for example in examples]
+    stages = [[prompt, prompt + example.label] for prompt, example in zip(prompts, examples, strict=True)]
+    end = tokenizer.eos_token_id
+    return [([*ids, end], [*mask, True]) for ids, mask in _encoded(tokenizer, stages, is_chat=False)]
 
 
 def alternatives(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig) -> Alternatives:
@@ -196,19 +199,26 @@ def alternatives(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: Dat
         DataError: Too many different completions to be choices, or a right one that is not among the choices.
     """
     common = _common_choices(splits) if config.choices is None else ()
-    tokens: list[Tokens] = []
-    example: list[int] = []
-    is_right: list[bool] = []
+    asked, example, is_right = [], [], []
     for index, right in enumerate(splits.validation):
         choices = right.choices or common
         if right.label not in choices:
             raise DataError("data.choices", f"the right completion is not among the choices: {right.label[:80]!r}")
-        found = tokenize_completions(tokenizer, [_with_label(right, choice) for choice in choices], config)
-        if len(found[choices.index(right.label)][0]) <= config.max_length:  # else it is no validation example either
-            tokens += found
-            example += [index] * len(choices)
-            is_right += [choice == right.label for choice in choices]
-    return Alternatives(tokens=_completions(tokens), example=np.array(example), is_right=np.array(is_right))
+        asked += [_with_label(right, choice) for choice in choices]
+        example += [index] * len(choices)
+        is_right += [choice == right.label for choice in choices]
+    tokens = tokenize_completions(tokenizer, asked, config)
+    too_long = {
+        index
+        for index, is_answer, (ids, _) in zip(example, is_right, tokens, strict=True)
+        if is_answer and len(ids) > config.max_length
+    }  # these are no validation examples either
+    kept = [place for place, index in enumerate(example) if index not in too_long]
+    return Alternatives(
+        tokens=_completions([tokens[place] for place in kept]),
+        example=np.array([example[place] for place in kept]),
+        is_right=np.array([is_right[place] for place in kept]),
+    )
 
 
 def _with_label(example: Example, label: str) -> Example:
@@ -217,7 +227,7 @@ def _with_label(example: Example, label: str) -> Example:
 
 
 def _common_choices(splits: Splits) -> tuple[str, ...]:
-    found = {example.label for examples in (splits.train, splits.validation, splits.test) for example in examples}
+    found = {example.label for examples in (splits.train, splits.validation) for example in examples}
     if len(found) > MAX_CHOICES:
         message = (
             f"names no column, and the data has {len(found):,} different completions: more than {MAX_CHOICES} choices"
@@ -251,53 +261,85 @@ def _uses_template(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> bo
 
 
 def _chat(example: Example, config: DataConfig) -> tuple[Turn, ...]:
-    system = (("system", config.system),) if config.system is not None else ()
     turns = example.turns or (("user", example.text), (ASSISTANT, example.label))
+    has_own = turns[0][0] == "system"
+    system = (("system", config.system),) if config.system is not None and not has_own else ()
     return (*system, *turns)
 
 
-def _chat_segments(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[str]:
-    """The chat as text, cut where the assistant begins and ends: context, answer, context, answer, ..."""
+def _chat_stages(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[str]:
+    """The chat as text up to each place where the assistant begins or ends: context, with answer, longer context, ..."""
     if not tokenizer.chat_template:
         raise DataError("data.messages", "holds chats, and the tokenizer has no chat template")
     messages = [{"role": role, "content": content} for role, content in turns]
-    segments, text = [], ""
+    stages: list[str] = []
     for end in (end for end, (role, _) in enumerate(turns) if role == ASSISTANT):
-        context = _rendered(tokenizer, messages[:end], is_prompt=True)
-        answered = _rendered(tokenizer, messages[: end + 1], is_prompt=False)
-        if not (context.startswith(text) and answered.startswith(context)):
-            message = "the tokenizer's template changes earlier text when a message is added, so that answers can't be told apart"
-            raise DataError("data.chat_template", message)
-        segments += [context[len(text) :], answered[len(context) :]]
-        text = answered
-    return segments
+        stages.append(_rendered(tokenizer, messages[:end], is_prompt=True))
+        stages.append(_rendered(tokenizer, messages[: end + 1], is_prompt=False))
+    if not all(later.startswith(earlier) for earlier, later in itertools.pairwise(stages)):
+        message = (
+            "the tokenizer's template changes earlier text when a message is added, so that answers can't be told apart"
+        )
+        raise DataError("data.chat_template", message)
+    return stages
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, is_prompt: bool) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_prompt))
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_prompt))
+    except jinja2.TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise DataError("data.chat_template", f"the tokenizer's template refuses a chat of {roles}: {error}") from error
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[str]]) -> list[Tokens]:
-    flat = [segment for segments in chats for segment in segments]
-    encoded = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
-    return [_joined([next(encoded) for _ in segments], tokenizer.eos_token_id) for segments in chats]
+def _encoded(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Sequence[str]], *, is_chat: bool) -> list[Tokens]:
+    flat = [stage for stages in examples for stage in stages]
+    pieces = [
+        stage[len(before) :] for stages in examples for before, stage in itertools.pairwise(("", *stages))
+    ]  # in case that a stage is not a beginning of the next as token ids
+    whole = iter(tokenizer(flat, add_special_tokens=not is_chat)["input_ids"])
+    apart = iter(tokenizer(pieces, add_special_tokens=False)["input_ids"])
+    stops = _stops(tokenizer)
+    return [
+        _joined([_open(next(whole), tokenizer) for _ in stages], [next(apart) for _ in stages], stops)
+        for stages in examples
+    ]
 
 
-def _joined(segments: Sequence[Ids], eos_id: int | None) -> Tokens:
-    """Context and answers end to end. What a template puts after an answer's end is context, and cut off after the last."""
-    ids: Ids = []
-    mask: list[bool] = []
-    for place, segment in enumerate(segments):
-        num_learned = _learned(segment, eos_id) if place % 2 else 0
-        kept = segment[:num_learned] if place == len(segments) - 1 else segment
-        ids += kept
-        mask += [position < num_learned for position in range(len(kept))]
+def _open(ids: Ids, tokenizer: PreTrainedTokenizerBase) -> Ids:
+    """Without the end-of-sequence token that some tokenizers put after every text."""
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id and len(ids) > 1 else ids
+
+
+def _joined(whole: Sequence[Ids], apart: Sequence[Ids], stops: tuple[int | None, frozenset[int]]) -> Tokens:
+    """Token ids with the answers marked.
+
+    Each stage continues the ids of the one before, as serving would: it is given the context and writes the answer. Where the
+    text's ids as a whole don't do so, the new piece is tokenized by itself.
+    """
+    ids: Ids = list(whole[0])
+    mask = [False] * len(ids)
+    for place, (longer, piece) in enumerate(zip(whole[1:], apart[1:], strict=True), start=1):
+        new = longer[len(ids) :] if longer[: len(ids)] == ids else piece
+        num_learned = _learned(new, *stops) if place % 2 else 0
+        if place == len(whole) - 1:
+            new = new[:num_learned]
+        ids = [*ids, *new]
+        mask += [position < num_learned for position in range(len(new))]
     return ids, mask
 
 
-def _learned(answer: Ids, eos_id: int | None) -> int:
-    """Tokens up to the end-of-sequence token, or all where the template writes none."""
-    return answer.index(eos_id) + 1 if eos_id in answer else len(answer)
+def _stops(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, frozenset[int]]:
+    """(the end-of-sequence token, every special token)."""
+    return tokenizer.eos_token_id, frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
+
+
+def _learned(answer: Ids, eos_id: int | None, special: frozenset[int]) -> int:
+    """Tokens up to an answer's end: its end-of-sequence token, or else its last special one (Gemma ends turns otherwise)."""
+    if eos_id in answer:
+        return answer.index(eos_id) + 1
+    ends = [position for position, token in enumerate(answer) if token in special]
+    return ends[-1] + 1 if ends else len(answer)
 
 
 def _key(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig, task: str) -> str:
@@ -305,12 +347,24 @@ def _key(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig,
         FORMAT,
         task,
         splits.fingerprint,
-        sorted(tokenizer.get_vocab().items()),
+        _definition(tokenizer),
         tokenizer.chat_template,
+        _today() if "strftime_now" in str(tokenizer.chat_template) else "",  # a template that writes the date
         tokenizer.eos_token_id,
         tokenizer.all_special_tokens,
         config.max_length,
         config.chat_template,
         config.system,
+        config.separator,
     )
     return hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()[:32]
+
+
+def _definition(tokenizer: PreTrainedTokenizerBase) -> object:
+    """All that decides which ids a text gets."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+
+
+def _today() -> str:
+    return dt.datetime.now(tz=dt.UTC).date().isoformat()

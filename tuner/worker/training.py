@@ -150,6 +150,7 @@ class TrialRun:
 
     def close(self) -> None:
         """Leave the base as it was; full fine-tuning can't, its base must be loaded anew."""
+        _stop_checkpointing(self._base.model)
         self.adapted.detach()
 
     @property
@@ -159,7 +160,7 @@ class TrialRun:
 
     def _attach(self) -> Adapted:
         if self._spec.baseline is Baseline.FULL:
-            return attach_nothing(self._base)
+            return attach_nothing(self._base, self._spec.seed)
         is_asked = self._spec.lora is not None and self._spec.lora.init_lora_weights is Init.EVA
         seen = [self._batch(index) for index in range(NUM_EVA_BATCHES)] if is_asked else []
         return attach(self._base, self._spec.lora, self._spec.seed, seen)
@@ -249,6 +250,17 @@ def _use_checkpointing(model: PreTrainedModel, *, is_on: bool) -> None:
     if is_on:
         enable = getattr(model, "activation_checkpointing_enable", None)  # its name in transformers from 5.20 or so
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def _stop_checkpointing(model: PreTrainedModel) -> None:
+    """Off again, with the hooks that PEFT and transformers put on the embeddings for it (transformers 5.23)."""
+    if not model.is_gradient_checkpointing:
+        return
+    disable: Any = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+    disable()
+    hooks = model.get_input_embeddings()._forward_hooks  # noqa: SLF001 -- torch has no public way to find them
+    for key in [key for key, hook in hooks.items() if "make_inputs_require_grads" in getattr(hook, "__name__", "")]:
+        del hooks[key]
 
 
 def _mixed(seed: int, index: int) -> int:
