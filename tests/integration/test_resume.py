@@ -23,7 +23,12 @@ def killed_sweep(folder: Path, backend: str, at: str, sign: signal.Signals) -> P
     """Start `tuner run` in a process of its own and kill it as soon as it prints a line with `at`."""
     out = folder / "out"
     command = [sys.executable, "-m", "tuner", "run", str(write_sweep(folder, CHANGES)), "--out", str(out)]
-    process = subprocess.Popen([*command, "--backend", backend], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--backend", backend],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_listen_to_interrupts,  # noqa: PLW1509 -- one thread
+    )
     assert process.stderr is not None
     printed = []
     for line in process.stderr:
@@ -34,6 +39,11 @@ def killed_sweep(folder: Path, backend: str, at: str, sign: signal.Signals) -> P
     rest = process.communicate(timeout=60)[1]
     assert process.returncode != 0, "".join([*printed, rest])
     return out
+
+
+def _listen_to_interrupts() -> None:
+    """A shell starts what it runs in the background with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def results(records: tuple[TrialRecord, ...]) -> list[TrialRecord]:
