@@ -65,6 +65,12 @@ def _source_problems(known: _Known) -> Iterator[tuple[Place, str]]:
     if known.data is not None and (known.data.path is None) == (known.data.name is None):
         got = "both" if known.data.path else "neither"
         yield ("data", "path"), f"give either path (a local file or folder) or name (a hub id), got {got}"
+    if known.data and known.training and known.training.task == "classification":
+        for key in ("messages", "choices", "system"):
+            if getattr(known.data, key) is not None:
+                yield ("data", key), "is for causal-lm, and training.task is classification"
+    if known.data is not None and known.data.messages is not None and known.data.chat_template == "never":
+        yield ("data", "chat_template"), "can't be never with data.messages: a chat has no other form"
 
 
 def _rung_problems(known: _Known) -> Iterator[tuple[Place, str]]:

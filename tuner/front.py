@@ -26,12 +26,12 @@ ROUNDING = 1e-9
 class Objective(enum.StrEnum):
     """What a front may weigh; the value is the column's name in every table."""
 
-    ACCURACY = "accuracy"
-    MACRO_F1 = "macro_f1"
-    EXACT_MATCH = "exact_match"
-    CHOICE_ACCURACY = "choice_accuracy"
-    TOKEN_ACCURACY = "token_accuracy"  # noqa: S105 -- a metric, no password
-    PERPLEXITY = "perplexity"
+    ACCURACY = Metric.ACCURACY
+    MACRO_F1 = Metric.MACRO_F1
+    EXACT_MATCH = Metric.EXACT_MATCH
+    CHOICE_ACCURACY = Metric.CHOICE_ACCURACY
+    TOKEN_ACCURACY = Metric.TOKEN_ACCURACY
+    PERPLEXITY = Metric.PERPLEXITY
     TRAINABLE_PARAMS = "trainable_params"
     PEAK_MEMORY_GIB = "peak_memory_gib"
 
@@ -53,6 +53,11 @@ class Objective(enum.StrEnum):
                 return metrics.peak_memory_bytes / GIB
             case _:
                 return metrics.accuracy
+
+    def loss_of(self, metrics: Metrics) -> float:
+        """The objective's value, turned so that lower is better."""
+        value = self.of(metrics)
+        return value if self.metric is None else self.metric.loss(value)
 
     @property
     def is_maximized(self) -> bool:
@@ -112,20 +117,19 @@ class Pick:
             raise PickError(msg)
         name, _, argument = self.rule.partition(":")
 
-        def quality(record: TrialRecord) -> float:
-            value = objectives[0].of(record.last) if record.last else math.inf
-            return value if objectives[0].is_maximized else -value
+        def loss(record: TrialRecord) -> float:
+            return objectives[0].loss_of(record.last) if record.last else math.inf
 
         match name:
             case "knee" if not argument:
                 return front[knee_index(_losses(front, objectives))]
             case "most-accurate" if not argument:
-                return max(front, key=quality)
+                return min(front, key=loss)
             case "trial" if argument.isdecimal():
                 return self._numbered(front, int(argument))
             case "cheapest-within" if (margin := _margin(argument)) is not None:
-                best = max(map(quality, front))
-                return next(record for record in front if quality(record) >= best - margin - ROUNDING)
+                best = min(map(loss, front))
+                return next(record for record in front if loss(record) <= best + margin + ROUNDING)
         msg = f"pick must be knee, most-accurate, trial:N or cheapest-within:MARGIN (0 or more), got {self.rule!r}"
         raise PickError(msg)
 
@@ -152,14 +156,9 @@ def _cost_order(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[f
         return (record.number,)
     weighed = (goal.of(record.last) for goal in objectives if goal.metric is None)
     costs = (*weighed, record.last.trainable_params, record.last.peak_memory_bytes)
-    quality = objectives[0].of(record.last)
-    return (*costs, -quality if objectives[0].is_maximized else quality, record.number)
+    return (*costs, objectives[0].loss_of(record.last), record.number)
 
 
 def _losses(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> FloatArray:
-    rows = [
-        [-goal.of(record.last) if goal.is_maximized else goal.of(record.last) for goal in objectives]
-        for record in records
-        if record.last
-    ]
+    rows = [[goal.loss_of(record.last) for goal in objectives] for record in records if record.last]
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(objectives))

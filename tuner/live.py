@@ -252,8 +252,7 @@ def visible(records: Sequence[TrialRecord], metric: Metric, *, rows: int) -> lis
     def place(record: TrialRecord) -> tuple[bool, float]:
         if record.last is None:
             return record.state is not TrialState.COMPLETE, math.inf
-        value = record.last.accuracy
-        return record.state is not TrialState.COMPLETE, -value if metric.is_maximized else value
+        return record.state is not TrialState.COMPLETE, metric.loss(record.last.accuracy)
 
     running = [record for record in records if record.state is TrialState.RUNNING]
     ended = [record for record in records if record.state is not TrialState.RUNNING]

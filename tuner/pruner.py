@@ -34,9 +34,8 @@ def is_dominated(
         return False
     z = NormalDist().inv_cdf(pruning.confidence)
     metric, *costs = objectives
-    sign = 1 if metric.is_maximized else -1
     return any(
-        _costs_no_more(other, candidate, costs) and _is_better(other, candidate, z=z, sign=sign) for other in others
+        _costs_no_more(other, candidate, costs) and _is_better(other, candidate, metric, z=z) for other in others
     )
 
 
@@ -44,10 +43,10 @@ def _costs_no_more(other: Metrics, candidate: Metrics, costs: Iterable[Objective
     return all(cost.of(other) <= cost.of(candidate) for cost in costs)
 
 
-def _is_better(other: Metrics, candidate: Metrics, *, z: float, sign: int) -> bool:
+def _is_better(other: Metrics, candidate: Metrics, metric: Objective, *, z: float) -> bool:
     """Better in the metric by more than z standard errors of the difference, and a lower loss.
 
     The two are scored on the same examples, so the errors are taken as independent at most: the test is on the safe side.
     """
     error = math.hypot(other.standard_error, candidate.standard_error)
-    return other.loss < candidate.loss and sign * (other.accuracy - candidate.accuracy) > z * error
+    return other.loss < candidate.loss and metric.loss_of(candidate) - metric.loss_of(other) > z * error

@@ -123,16 +123,7 @@ def _unquantized(config: SweepConfig, inspection: Inspection, *, number: int) ->
     layers = inspection.model.layers
     point = _point(config.search.space, layers, _recommended(config, inspection), {})
     chosen = suggest(_Given(point), config.search.space, layers)
-    return TrialSpec(
-        number=number,
-        lora=chosen.lora,
-        learning_rate=chosen.learning_rate,
-        weight_decay=chosen.weight_decay,
-        lora_plus_ratio=chosen.lora_plus_ratio,
-        seed=config.training.seed,
-        params=chosen.params,
-        baseline=Baseline.UNQUANTIZED_LORA,
-    )
+    return chosen.as_spec(number, seed=config.training.seed, baseline=Baseline.UNQUANTIZED_LORA)
 
 
 class _Given:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tuner.config import Choices, InitName, Range, SpaceConfig, TargetChoices, options_of
 from tuner.layers import ALL_LINEAR, Group, Layer, ModelFacts, deciding_key, parse_selector, targeted
 from tuner.lora import Bias, Init, LoraSpec
-from tuner.trial import ParamValue
+from tuner.trial import Baseline, ParamValue, TrialSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,6 +46,19 @@ class Suggestion:
     """Learning rate of B over that of A."""
     params: tuple[tuple[str, ParamValue], ...]
     """(name, value) of every parameter that was sampled, in the order of the space."""
+
+    def as_spec(self, number: int, *, seed: int, baseline: Baseline | None = None) -> TrialSpec:
+        """The point as a trial."""
+        return TrialSpec(
+            number=number,
+            lora=self.lora,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            lora_plus_ratio=self.lora_plus_ratio,
+            seed=seed,
+            params=self.params,
+            baseline=baseline,
+        )
 
 
 PLAIN = (

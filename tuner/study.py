@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from tuner.config import SearchConfig, SweepConfig
-    from tuner.layers import Layer
 
 SPEC, METRICS, OUTCOME, INSPECTION = "spec", "metrics", "outcome", "inspection"
 """Keys of user attributes in the journal; `metrics` is followed by the rung's steps."""
@@ -90,11 +89,9 @@ class Study:
     @property
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials, by number; baselines last."""
-        return tuple(
-            self._records[number] for number in sorted(self._records, key=lambda number: (number < 0, abs(number)))
-        )
+        return tuple(sorted(self._records.values(), key=lambda record: record.place))
 
-    @property
+    @functools.cached_property
     def inspection(self) -> Inspection:
         """What was found out about model and data when the sweep began."""
         return _INSPECTION.validate_python(self._study.user_attrs[INSPECTION], strict=False)
@@ -117,21 +114,8 @@ class Study:
             return None
         self._study.sampler = _build_sampler(self._config.search, self._next_number())
         trial = self._study.ask()
-        suggestion = suggest(trial, self._config.search.space, self._layers)
-        spec = TrialSpec(
-            number=trial.number,
-            lora=suggestion.lora,
-            learning_rate=suggestion.learning_rate,
-            weight_decay=suggestion.weight_decay,
-            lora_plus_ratio=suggestion.lora_plus_ratio,
-            seed=self._config.training.seed,
-            params=suggestion.params,
-        )
-        return self._begun(spec, trial)
-
-    @functools.cached_property
-    def _layers(self) -> tuple[Layer, ...]:
-        return self.inspection.model.layers
+        suggestion = suggest(trial, self._config.search.space, self.inspection.model.layers)
+        return self._begun(suggestion.as_spec(trial.number, seed=self._config.training.seed), trial)
 
     def _next_number(self) -> int:
         """Starting points wait in the study with numbers of their own; they come first."""

@@ -62,6 +62,10 @@ class Metric(enum.StrEnum):
         """Perplexity goes down, all others go up."""
         return self is not Metric.PERPLEXITY
 
+    def loss(self, value: float) -> float:
+        """A value turned so that lower is better."""
+        return -value if self.is_maximized else value
+
     @property
     def is_share(self) -> bool:
         """Whether it lies in [0, 1] and reads best in percent."""
@@ -186,6 +190,11 @@ class TrialRecord:
     def number(self) -> int:
         """Optuna's trial number."""
         return self.spec.number
+
+    @property
+    def place(self) -> tuple[bool, int]:
+        """Sort key: trials by number, then baselines from -1 down."""
+        return self.number < 0, abs(self.number)
 
     @property
     def last(self) -> Metrics | None:

@@ -29,6 +29,16 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
         "lora_alpha: 16",
     ),
     (
+        {"data.messages": "chat", "data.chat_template": "never", "training.task": "causal-lm"},
+        "data.chat_template",
+        "can't be never with data.messages: a chat has no other form",
+        "chat_template: never",
+    ),
+    *(
+        ({f"data.{key}": "x"}, f"data.{key}", "is for causal-lm, and training.task is classification", f"{key}: x")
+        for key in ("messages", "choices", "system")
+    ),
+    (
         {INIT: "pissa"},
         INIT,
         f"pissa needs model.quantization: none, got nf4: {STOLEN}",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import transformers as hf
 from transformers import PretrainedConfig
 
+from tests.architectures import LLAMA_8B
 from tests.builders import make_inspection, make_lora
 from tests.commands import call
 from tests.sweeps import ROOT
@@ -23,17 +23,9 @@ from tuner.worker.architecture import facts_of, skeleton
 FILES = sorted((ROOT / "search_spaces").glob("*.yaml"))
 GPU_FILES = [file for file in FILES if "7b" in file.name or "8b" in file.name]
 
-# As published on the models' pages.
-LLAMA: dict[str, Any] = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-}
 SHAPES: dict[str, tuple[PretrainedConfig, int, int]] = {
-    "llama-3.1-8b": (hf.LlamaConfig(**LLAMA, vocab_size=128256), 8_030_261_248, 41_943_040),
-    "mistral-7b": (hf.MistralConfig(**LLAMA, vocab_size=32768), 7_248_023_552, 41_943_040),
+    "llama-3.1-8b": (hf.LlamaConfig(**LLAMA_8B, vocab_size=128256), 8_030_261_248, 41_943_040),
+    "mistral-7b": (hf.MistralConfig(**LLAMA_8B, vocab_size=32768), 7_248_023_552, 41_943_040),
     "qwen2.5-7b": (
         hf.Qwen2Config(
             hidden_size=3584,

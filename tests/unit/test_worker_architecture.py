@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as hf
 
-from tests.architectures import FAMILIES, Family, build, build_base, task_of
+from tests.architectures import FAMILIES, LLAMA_8B, Family, build, build_base, task_of
 from tests.builders import make_lora
 from tuner.layers import Group, count_trainable
 from tuner.lora import Bias, Init, LoraSpec
@@ -112,14 +112,7 @@ def test_depth_bands_count_each_stack_by_itself() -> None:
 
 
 def test_a_7b_model_is_looked_at_and_counted_in_under_a_second() -> None:
-    config = hf.LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
-    )
+    config = hf.LlamaConfig(**LLAMA_8B, vocab_size=128256)
     lora = make_lora(r=16, target_modules=("all-linear",))
     skeleton(FAMILIES["llama"].config, "causal-lm")  # what transformers imports at the first use
 

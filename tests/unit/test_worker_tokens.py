@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders import make_config
 from tests.models import TEMPLATE, tiny_tokenizer
-from tuner.config import DataConfig
+from tuner.config import DataConfig, ObjectivesConfig, SweepConfig
 from tuner.worker import tokens
 from tuner.worker.data import DataError, Example, Splits
 from tuner.worker.tokens import alternatives, tokenize_completions, tokenize_splits
@@ -17,6 +18,11 @@ EXAMPLE = Example(text="ab", label="cd")
 
 def config_for(**changes: object) -> DataConfig:
     return DataConfig.model_validate({"path": "/rows.jsonl", "validation": 1, "max_length": 32, **changes})
+
+
+def sweep_for(**changes: object) -> SweepConfig:
+    """A causal-lm sweep on that data."""
+    return make_config(data=config_for(**changes).model_dump(), training={"task": "causal-lm", "max_steps": 120})
 
 
 def shown(example: Example, template: str | None = "default", **changes: object) -> tuple[str, str]:
@@ -130,7 +136,7 @@ def test_examples_that_are_too_long_are_left_out_and_counted(monkeypatch: pytest
     monkeypatch.setenv("TUNER_CACHE", str(tmp_path))
     splits = splits_of("a", "b" * 40, "c")
 
-    found = tokenize_splits(tiny_tokenizer(), splits, config_for(), "causal-lm")
+    found = tokenize_splits(tiny_tokenizer(), splits, sweep_for())
 
     assert (len(found.train), len(found.validation), found.num_too_long) == (1, 1, 1)
 
@@ -139,15 +145,15 @@ def test_data_of_which_nothing_is_short_enough_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setenv("TUNER_CACHE", str(tmp_path))
 
     with pytest.raises(DataError, match="longer than 4 tokens"):
-        tokenize_splits(tiny_tokenizer(), splits_of("abcdef", "b" * 40), config_for(max_length=4), "causal-lm")
+        tokenize_splits(tiny_tokenizer(), splits_of("abcdef", "b" * 40), sweep_for(max_length=4))
 
 
 def test_a_node_tokenizes_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TUNER_CACHE", str(tmp_path))
-    first = tokenize_splits(tiny_tokenizer(), splits_of("a", "b"), config_for(), "causal-lm")
+    first = tokenize_splits(tiny_tokenizer(), splits_of("a", "b"), sweep_for())
     monkeypatch.setattr(tokens, "tokenize_completions", lambda *_: pytest.fail("tokenized again"))
 
-    second = tokenize_splits(tiny_tokenizer(), splits_of("a", "b"), config_for(), "causal-lm")
+    second = tokenize_splits(tiny_tokenizer(), splits_of("a", "b"), sweep_for())
 
     assert second.train.input_ids[0].tolist() == first.train.input_ids[0].tolist()
 
@@ -157,9 +163,9 @@ def test_what_changes_the_tokens_is_not_read_from_an_older_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     monkeypatch.setenv("TUNER_CACHE", str(tmp_path))
-    tokenize_splits(tiny_tokenizer(), splits_of("a", "b"), config_for(), "causal-lm")
+    tokenize_splits(tiny_tokenizer(), splits_of("a", "b"), sweep_for())
 
-    tokenize_splits(tiny_tokenizer(), splits_of("a", "b"), config_for(**changes), "causal-lm")
+    tokenize_splits(tiny_tokenizer(), splits_of("a", "b"), sweep_for(**changes))
 
     assert len([folder for folder in (tmp_path / "tokens").iterdir() if folder.is_dir()]) == 2
 
@@ -189,3 +195,23 @@ def test_a_right_completion_that_is_no_choice_is_refused() -> None:
 def test_too_many_completions_are_no_choices() -> None:
     with pytest.raises(DataError, match="100 different completions: more than 64 choices"):
         alternatives(tiny_tokenizer(), splits_of(*(f"{index}" for index in range(100))), config_for())
+
+
+def test_a_node_tokenizes_choices_once_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TUNER_CACHE", str(tmp_path))
+    sweep = sweep_for().model_copy(update={"objectives": ObjectivesConfig(accuracy="choice_accuracy")})
+    first = tokenize_splits(tiny_tokenizer(), splits_of("a", "b", "b"), sweep).choices
+    monkeypatch.setattr(tokens, "tokenize_completions", lambda *_: pytest.fail("tokenized again"))
+
+    second = tokenize_splits(tiny_tokenizer(), splits_of("a", "b", "b"), sweep).choices
+
+    assert first is not None
+    assert second is not None
+    assert second.is_right.tolist() == first.is_right.tolist() == [False, True]
+    assert second.tokens.input_ids[1].tolist() == first.tokens.input_ids[1].tolist()
+
+
+def test_choices_are_not_made_where_nothing_asks_for_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TUNER_CACHE", str(tmp_path))
+
+    assert tokenize_splits(tiny_tokenizer(), splits_of("a", "b"), sweep_for()).choices is None

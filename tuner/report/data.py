@@ -80,6 +80,11 @@ class Row:
         return dict(self.record.spec.params)
 
     @property
+    def learning_rate(self) -> float | None:
+        """Its peak; None for the one that trains nothing."""
+        return None if self.baseline is Baseline.ZERO_SHOT else self.record.spec.learning_rate
+
+    @property
     def reason(self) -> str:
         """Why it failed, in a few words; empty if it did not."""
         outcome = self.record.outcome
@@ -140,6 +145,8 @@ class ReportData:
     """One per rule of `pick_rules`; empty without a front."""
     objectives: tuple[Objective, ...]
     """What the front weighs; the metric first."""
+    others: tuple[Metric, ...]
+    """The task's other metrics, as far as trials reported them."""
     memory_kind: MemoryKind | None
     """How the peaks were found; None before any trial reported."""
     peak_memory_bytes: int
@@ -153,11 +160,6 @@ class ReportData:
     def metric(self) -> Metric:
         """What `Metrics.accuracy` holds."""
         return self.config.metric
-
-    @property
-    def others(self) -> tuple[Metric, ...]:
-        """The task's other metrics, as far as trials reported them."""
-        return tuple(dict.fromkeys(Metric(name) for row in self.rows if row.last for name, _ in row.last.others))
 
     @property
     def trials(self) -> tuple[Row, ...]:
@@ -203,7 +205,7 @@ def build_report_data(
     objectives = objectives_of(config)
     best = front(records, objectives)
     on_front = {record.number for record in best}
-    rows = tuple(_row(record, on_front) for record in sorted(records, key=_place))
+    rows = tuple(_row(record, on_front) for record in sorted(records, key=lambda record: record.place))
     by_number = {row.number: row for row in rows}
     return ReportData(
         config=config,
@@ -214,6 +216,7 @@ def build_report_data(
         front=tuple(by_number[record.number] for record in best),
         picks=_picks(config.metric, best, objectives, by_number),
         objectives=objectives,
+        others=tuple(dict.fromkeys(Metric(name) for row in rows if row.last for name, _ in row.last.others)),
         memory_kind=_memory_kind(records),
         peak_memory_bytes=max((record.last.peak_memory_bytes for record in records if record.last), default=0),
         budget=_budget([record for record in records if not record.spec.baseline], config.training.max_steps),
@@ -234,11 +237,6 @@ def pick_rules(metric: Metric) -> tuple[tuple[str, str], ...]:
         ("most-accurate", best[0].upper() + best[1:]),
         (f"cheapest-within:{margin}", f"Cheapest within {metric_text.margin(metric, margin)} of the best"),
     )
-
-
-def _place(record: TrialRecord) -> tuple[bool, int]:
-    """Sort key: trials by number, then baselines from -1 down."""
-    return record.number < 0, abs(record.number)
 
 
 def _row(record: TrialRecord, on_front: set[int]) -> Row:

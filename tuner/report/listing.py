@@ -9,7 +9,7 @@ from tuner import metric_text
 from tuner.report import words
 from tuner.report.data import ReportData, Row
 from tuner.space import searched_params
-from tuner.trial import Baseline, Metric, ParamValue, param_text
+from tuner.trial import Metric, ParamValue, param_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,5 +100,5 @@ def _kind_cell(row: Row) -> Cell:
 
 
 def _rate_cell(row: Row) -> Cell:
-    rate = row.record.spec.learning_rate
-    return EMPTY if row.baseline is Baseline.ZERO_SHOT else Cell(text=param_text(rate), key=rate)
+    rate = row.learning_rate
+    return EMPTY if rate is None else Cell(text=param_text(rate), key=rate)

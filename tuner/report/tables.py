@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tuner.front import GIB
 from tuner.space import searched_params
-from tuner.trial import Baseline, ParamValue
+from tuner.trial import ParamValue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -98,8 +98,4 @@ def _baseline(data: ReportData, row: Row) -> dict[str, Cell]:
     measured = zip(names, _measured(data, row), strict=True)
     values = {name: None if isinstance(cell, float) and not math.isfinite(cell) else cell for name, cell in measured}
     head = {"number": row.number, "kind": row.baseline, "state": row.record.state.value}
-    return head | values | {"learning_rate": _learning_rate(row)}
-
-
-def _learning_rate(row: Row) -> float | None:
-    return None if row.baseline is Baseline.ZERO_SHOT else row.record.spec.learning_rate
+    return head | values | {"learning_rate": row.learning_rate}

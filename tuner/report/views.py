@@ -57,6 +57,8 @@ LEGEND = {
 """What the views show, drawn from the last to the first."""
 SEARCHED = tuple(standing for standing in LEGEND if standing is not Standing.BASELINE)
 """The standings of the search's own trials among them."""
+LABELLED = (Standing.FRONT, Standing.BASELINE)
+"""The standings whose points get their mark written beside them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,13 +125,13 @@ class View:
     @property
     def labelled(self) -> tuple[Point, ...]:
         """The points that get their mark written beside them: the front, then the baselines."""
-        return (*self.of(Standing.FRONT), *self.of(Standing.BASELINE))
+        return tuple(point for standing in LABELLED for point in self.of(standing))
 
     @property
     def obstacles(self) -> tuple[tuple[float, float], ...]:
         """What a label should not cover: the points without one, and the error bars at five heights."""
         front = self.of(Standing.FRONT)
-        others = tuple((at.x, at.y) for at in self.points if at not in self.labelled)
+        others = tuple((at.x, at.y) for at in self.points if at.row.standing not in LABELLED)
         return (*others, *((at.x, at.y + part * at.error) for at in front for part in (-1, -0.5, 0.5, 1)))
 
     def of(self, standing: Standing) -> tuple[Point, ...]:
@@ -237,8 +239,7 @@ def _inside(point: Point, x_span: Span, y_span: Span, metric: Metric, cost: _Cos
 
 def _stepped(points: Sequence[Point], metric: Metric, *, right: float) -> tuple[tuple[float, float], ...]:
     """Corners of the best value within a cost, over the points of one view; it ends at the axis."""
-    sign = -1 if metric.is_maximized else 1
-    losses = np.array([[point.x, sign * point.y] for point in points], dtype=np.float64).reshape(len(points), 2)
+    losses = np.array([[point.x, metric.loss(point.y)] for point in points], dtype=np.float64).reshape(len(points), 2)
     kept = (point for point, is_on in zip(points, non_dominated_mask(losses), strict=True) if is_on)
     best = sorted({(point.x, point.y) for point in kept})
     corners: list[tuple[float, float]] = []

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from tuner.layers import ranks_of
 from tuner.lora import Bias, Init, LoraSpec
 from tuner.worker.architecture import head_names, layers_of
-from tuner.worker.starts import keep_weights, lora_layers, save_as_lora, start_eva, start_loftq
+from tuner.worker.starts import ADAPTER, BASE, keep_weights, lora_layers, save_as_lora, start_eva, start_loftq
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
     from tuner.worker.batches import Batch
     from tuner.worker.model import BaseModel
-
-BASE = "base_model.model."
-"""What PEFT puts before the names of a base's modules."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,10 +86,7 @@ def attach(base: BaseModel, lora: LoraSpec | None, seed: int, batches: Sequence[
     Raises:
         ValueError: A target or a key of the rank pattern means no linear layer of the model.
     """
-    heads = {name: base.model.get_submodule(name) for name in head_names(base.model)}
-    torch.manual_seed(seed)
-    for name, head in heads.items():
-        base.model.set_submodule(name, _fresh_head(base, head))
+    heads = _put_fresh_heads(base, seed)
     if lora is None:
         for name in heads:
             base.model.get_submodule(name).requires_grad_(requires_grad=True)
@@ -102,11 +96,18 @@ def attach(base: BaseModel, lora: LoraSpec | None, seed: int, batches: Sequence[
 
 def attach_nothing(base: BaseModel, seed: int) -> Adapted:
     """Train all weights of a base, with a fresh head; they can't be put back: the base must be loaded anew afterwards."""
-    torch.manual_seed(seed)
-    for name in head_names(base.model):
-        base.model.set_submodule(name, _fresh_head(base, base.model.get_submodule(name)))
+    _put_fresh_heads(base, seed)
     base.model.requires_grad_(requires_grad=True)
     return Adapted(model=base.model, base=base, original_heads={}, original_weights={}, initial={})
+
+
+def _put_fresh_heads(base: BaseModel, seed: int) -> dict[str, nn.Module]:
+    """Replace the heads; returns those that were there, by name."""
+    heads = {name: base.model.get_submodule(name) for name in head_names(base.model)}
+    torch.manual_seed(seed)
+    for name, head in heads.items():
+        base.model.set_submodule(name, _fresh_head(base, head))
+    return heads
 
 
 def _fresh_head(base: BaseModel, head: nn.Module) -> nn.Module:
@@ -202,9 +203,9 @@ def _check_realised(wrapped: PeftModel, ranks: Mapping[str, int], lora: LoraSpec
     layers = {name.removeprefix(BASE): layer for name, layer in lora_layers(wrapped).items()}
     realised = {name: _rank_of(layer) for name, layer in layers.items()}
     wrong = {
-        name: layer.scaling["default"]
+        name: layer.scaling[ADAPTER]
         for name, layer in layers.items()
-        if not math.isclose(layer.scaling["default"], lora.scaling_at(layer.r["default"]))
+        if not math.isclose(layer.scaling[ADAPTER], lora.scaling_at(layer.r[ADAPTER]))
     }
     if realised != dict(ranks) or wrong:
         msg = f"PEFT built ranks {realised}, asked for {dict(ranks)}; layers with another scale than asked for: {wrong}"
@@ -218,7 +219,7 @@ def _check_realised(wrapped: PeftModel, ranks: Mapping[str, int], lora: LoraSpec
 
 def _rank_of(layer: Any) -> int:  # noqa: ANN401 -- a PEFT layer
     """The rank that a layer's weights really have; -1 where they don't agree with each other or with PEFT's books."""
-    found = {layer.r["default"], layer.lora_A["default"].weight.shape[0], layer.lora_B["default"].weight.shape[1]}
+    found = {layer.r[ADAPTER], layer.lora_A[ADAPTER].weight.shape[0], layer.lora_B[ADAPTER].weight.shape[1]}
     return int(found.pop()) if len(found) == 1 else -1
 
 

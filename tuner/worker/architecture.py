@@ -90,7 +90,7 @@ def layers_of(model: nn.Module) -> tuple[Layer, ...]:
 
 def head_names(model: PreTrainedModel) -> tuple[str, ...]:
     """Children that hold weights beside the base: what a task adds. Empty for causal language models."""
-    if not hasattr(model.config, "num_labels") or "SequenceClassification" not in type(model).__name__:
+    if "SequenceClassification" not in type(model).__name__:
         return ()
     children = ((name, child) for name, child in model.named_children() if any(True for _ in child.parameters()))
     return tuple(name for name, child in children if child is not model.base_model)
@@ -141,7 +141,7 @@ def _is_attention(model: nn.Module, name: str, block: str) -> bool:
 def _ancestors(name: str, block: str) -> Iterator[str]:
     """Modules between a block and a layer in it, both left out."""
     inner = name.removeprefix(f"{block}.").split(".")[:-1]
-    return itertools.accumulate([block, *inner], lambda path, part: f"{path}.{part}") if inner else iter(())
+    return itertools.islice(itertools.accumulate([block, *inner], lambda path, part: f"{path}.{part}"), 1, None)
 
 
 def _is_mlp(shapes: Iterable[tuple[int, int]]) -> bool:

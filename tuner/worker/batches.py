@@ -8,13 +8,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from tuner.worker.tokens import Tokenized
 
 MEGABATCH = 16
@@ -160,24 +158,6 @@ def pack(lengths: dict[int, int], capacity: int) -> list[list[int]]:
         rows[place].append(index)
         room[place] -= lengths[index]
     return rows
-
-
-@torch.no_grad()
-def isolation_problem(model: nn.Module) -> str | None:
-    """Why a causal language model can't be packed: a change in one example must not be seen in the next.
-
-    Args:
-        model: In evaluation mode, on the CPU.
-    """
-    config: Any = model.config
-    tokens = torch.arange(3, 11)[None] % config.get_text_config().vocab_size
-    changed = tokens.clone()
-    changed[:, :4] = tokens[:, 4:]
-    positions = (torch.arange(8) % 4)[None]
-    one, other = (model(input_ids=ids, position_ids=positions).logits for ids in (tokens, changed))
-    if torch.equal(one[:, 4:], other[:, 4:]):
-        return None
-    return f"packed examples of a {config.model_type} see each other, for transformers gives it no borders; set it to false"
 
 
 def evaluation_batches(data: Tokenized, *, batch_size: int, pad_id: int, device: torch.device) -> tuple[Batch, ...]:

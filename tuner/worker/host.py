@@ -22,7 +22,7 @@ from tuner.worker.data import Splits, load_splits
 from tuner.worker.evaluation import Choices
 from tuner.worker.inspection import inspect_sweep
 from tuner.worker.model import BaseModel, load_base
-from tuner.worker.tokens import alternatives, tokenize_splits
+from tuner.worker.tokens import tokenize_splits
 from tuner.worker.training import TrainingData, TrialRun
 
 if TYPE_CHECKING:
@@ -166,13 +166,12 @@ def device_of(config: SweepConfig) -> torch.device:
 
 def prepare_data(config: SweepConfig, base: BaseModel, splits: Splits) -> TrainingData:
     """Tokenize the splits that trials see, and put the validation data on the device."""
-    tokenized = tokenize_splits(base.tokenizer, splits, config.data, config.training.task)
+    tokenized = tokenize_splits(base.tokenizer, splits, config)
     build = functools.partial(
         evaluation_batches, batch_size=config.training.eval_batch_size, pad_id=base.pad_id, device=base.device
     )
     choices = None
-    if config.is_choice_asked:
-        asked = alternatives(base.tokenizer, splits, config.data)
+    if (asked := tokenized.choices) is not None:
         order = evaluation_order(asked.tokens, config.training.eval_batch_size)
         choices = Choices(
             batches=build(asked.tokens),

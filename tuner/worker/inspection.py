@@ -16,11 +16,10 @@ from tuner.config import InitName, is_folder_name, options_of
 from tuner.layers import ModelFacts
 from tuner.trial import Inspection
 from tuner.worker.architecture import AUTO_CLASSES, facts_of, skeleton
-from tuner.worker.batches import isolation_problem
 from tuner.worker.data import DataError, Splits, load_splits
 from tuner.worker.gguf import SUFFIX
 from tuner.worker.model import load_model_config, load_tokenizer, quiet
-from tuner.worker.tokens import TokenizedSplits, alternatives, tokenize_splits
+from tuner.worker.tokens import TokenizedSplits, tokenize_splits
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -100,9 +99,7 @@ def _tokenized(
 ) -> TokenizedSplits | None:
     """Tokenize, once for all workers of this node."""
     try:
-        if config.is_choice_asked:
-            alternatives(opened.tokenizer, splits, config.data)
-        return tokenize_splits(opened.tokenizer, splits, config.data, config.training.task)
+        return tokenize_splits(opened.tokenizer, splits, config)
     except DataError as error:
         problems.append((error.key, error.message))
         return None
@@ -153,9 +150,9 @@ def _positions(opened: Opened) -> int | None:
 
 
 def packing_problem(config: PretrainedConfig) -> str | None:
-    """Whether an architecture lets packed examples see each other: tried on one block of it with random weights.
+    """Why an architecture can't be packed: a change in one example must not be seen in the next.
 
-    The vocabulary is cut down, which would be most of the memory.
+    Tried on one block of it with random weights; the vocabulary is cut down, which would be most of the memory.
     """
     small = copy.deepcopy(config)
     small.num_hidden_layers, small.vocab_size, small.use_cache = 1, 64, False
@@ -165,7 +162,15 @@ def packing_problem(config: PretrainedConfig) -> str | None:
     if getattr(small, "layer_types", None):
         small.layer_types = small.layer_types[:1]
     torch.manual_seed(0)
-    return isolation_problem(AUTO_CLASSES["causal-lm"].from_config(small).eval())  # type: ignore[no-untyped-call]
+    model = AUTO_CLASSES["causal-lm"].from_config(small).eval()  # type: ignore[no-untyped-call]
+    tokens = torch.arange(3, 11)[None]
+    changed = torch.cat([tokens[:, 4:], tokens[:, 4:]], dim=1)
+    positions = (torch.arange(8) % 4)[None]
+    with torch.no_grad():
+        one, other = (model(input_ids=ids, position_ids=positions).logits for ids in (tokens, changed))
+    if torch.equal(one[:, 4:], other[:, 4:]):
+        return None
+    return f"packed examples of a {config.model_type} see each other, for transformers gives it no borders; set it to false"
 
 
 def _tokenizer_problems(config: SweepConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[KeyAndMessage]:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 NUM_EVA_BATCHES = 32
 """Batches that EVA looks at: on the first its directions are found, by the others they settle."""
 ADAPTER = "default"
+"""PEFT's name of the one adapter."""
+BASE = "base_model.model."
+"""What PEFT puts before the names of a base's modules."""
 
 
 def lora_layers(wrapped: nn.Module) -> dict[str, Any]:
@@ -82,10 +85,11 @@ def start_eva(base: BaseModel, wrapped: PeftModel, batches: Sequence[Batch]) -> 
             return model(**inputs)
 
     layers = lora_layers(wrapped)
-    _require_tokens(batches, max(layer.r[ADAPTER] for layer in layers.values()))
+    largest = max(layer.r[ADAPTER] for layer in layers.values())
+    _require_tokens(batches, largest)
     uniform = dataclasses.replace(
         config_of(wrapped),
-        r=max(layer.r[ADAPTER] for layer in layers.values()),
+        r=largest,
         rank_pattern={},
         alpha_pattern={},
         init_lora_weights="eva",
@@ -140,7 +144,7 @@ def start_loftq(base: BaseModel, wrapped: PeftModel) -> None:
     for name, layer in lora_layers(wrapped).items():
         quantized = layer.get_base_layer().weight
         near = dequantize_4bit(quantized.data, quantized.quant_state).float()
-        lost = weights[name.removeprefix("base_model.model.")].to(near.device).float() - near
+        lost = weights[name.removeprefix(BASE)].to(near.device).float() - near
         left, strength, right = torch.linalg.svd(lost, full_matrices=False)
         r, root = layer.r[ADAPTER], strength[: layer.r[ADAPTER]].sqrt()
         layer.lora_A[ADAPTER].weight.copy_(root[:, None] * right[:r])

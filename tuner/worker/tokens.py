@@ -28,9 +28,9 @@ from tuner.worker.data import ASSISTANT, DataError, Example, Splits, Turn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tuner.config import DataConfig
+    from tuner.config import DataConfig, SweepConfig
 
-FORMAT = "2"
+FORMAT = "3"
 """To be raised when the same examples give other token ids, so that caches are not mixed up."""
 MAX_CHOICES = 64
 """Most completions that the data may have if they are to be the choices of every example."""
@@ -125,6 +125,18 @@ class Alternatives:
     is_right: npt.NDArray[np.bool_]
     """Whether it is the right one."""
 
+    def save(self, folder: Path) -> None:
+        """Write it as files that other processes map."""
+        self.tokens.save(folder, "choices")
+        np.save(folder / "choices.example.npy", self.example)
+        np.save(folder / "choices.is_right.npy", self.is_right)
+
+    @classmethod
+    def load(cls, folder: Path) -> Alternatives:
+        """Read what `save` wrote."""
+        example, is_right = (np.load(folder / f"choices.{name}.npy") for name in ("example", "is_right"))
+        return cls(tokens=Tokenized.load(folder, "choices"), example=example, is_right=is_right)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizedSplits:
@@ -132,33 +144,33 @@ class TokenizedSplits:
 
     train: Tokenized
     validation: Tokenized
+    choices: Alternatives | None
+    """None where choice accuracy is not measured."""
     num_too_long: int
     """Examples left out, of training and validation data."""
 
 
-def tokenize_splits(
-    tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig, task: str
-) -> TokenizedSplits:
-    """Training and validation data as token ids, made at the first use.
+def tokenize_splits(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: SweepConfig) -> TokenizedSplits:
+    """Training and validation data as token ids, made at the first use on a node.
 
     Args:
         tokenizer: The base model's.
         splits: The examples.
-        config: The sweep's `data` section.
-        task: `classification` or `causal-lm`.
+        config: The sweep.
 
     Raises:
-        DataError: A chat template is asked for and missing or not usable, or all examples are too long.
+        DataError: A chat template is asked for and missing or not usable, all examples are too long, or there are no choices
+            to measure the accuracy on.
     """
-    key = _key(tokenizer, splits, config, task)
-    folder = cached("tokens", key, lambda folder: _write(tokenizer, splits, config, task, folder))
+    key = _key(tokenizer, splits, config)
+    folder = cached("tokens", key, lambda folder: _write(tokenizer, splits, config, folder))
     train, validation = (Tokenized.load(folder, name) for name in ("train", "validation"))
     too_long = len(splits.train) + len(splits.validation) - len(train) - len(validation)
     if not len(train) or not len(validation):
-        raise DataError(
-            "data.max_length", f"leaves nothing: all examples of a split are longer than {config.max_length} tokens"
-        )
-    return TokenizedSplits(train=train, validation=validation, num_too_long=too_long)
+        limit = config.data.max_length
+        raise DataError("data.max_length", f"leaves nothing: all examples of a split are longer than {limit} tokens")
+    choices = Alternatives.load(folder) if config.is_choice_asked else None
+    return TokenizedSplits(train=train, validation=validation, choices=choices, num_too_long=too_long)
 
 
 def tokenize_texts(
@@ -236,14 +248,17 @@ def _common_choices(splits: Splits) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _write(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig, task: str, folder: Path) -> None:
+def _write(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: SweepConfig, folder: Path) -> None:
+    longest = config.data.max_length
     for name, examples in (("train", splits.train), ("validation", splits.validation)):
-        if task == "classification":
-            tokenized = tokenize_texts(tokenizer, examples, splits.labels, max_length=config.max_length)
+        if config.training.task == "classification":
+            tokenized = tokenize_texts(tokenizer, examples, splits.labels, max_length=longest)
         else:
-            tokens = tokenize_completions(tokenizer, examples, config)
-            tokenized = _completions([(ids, mask) for ids, mask in tokens if len(ids) <= config.max_length])
+            tokens = tokenize_completions(tokenizer, examples, config.data)
+            tokenized = _completions([(ids, mask) for ids, mask in tokens if len(ids) <= longest])
         tokenized.save(folder, name)
+    if config.is_choice_asked:
+        alternatives(tokenizer, splits, config.data).save(folder)
 
 
 def _completions(tokens: Sequence[Tokens]) -> Tokenized:
@@ -257,7 +272,7 @@ def _uses_template(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> bo
     has_template = bool(tokenizer.chat_template)
     if config.chat_template == "always" and not has_template:
         raise DataError("data.chat_template", "is `always`, and the tokenizer has no chat template")
-    return has_template if config.chat_template == "auto" else config.chat_template == "always"
+    return has_template and config.chat_template != "never"
 
 
 def _chat(example: Example, config: DataConfig) -> tuple[Turn, ...]:
@@ -342,20 +357,22 @@ def _learned(answer: Ids, eos_id: int | None, special: frozenset[int]) -> int:
     return ends[-1] + 1 if ends else len(answer)
 
 
-def _key(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig, task: str) -> str:
+def _key(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: SweepConfig) -> str:
+    data = config.data
     parts: Iterable[object] = (
         FORMAT,
-        task,
+        config.training.task,
+        config.is_choice_asked,
         splits.fingerprint,
         _definition(tokenizer),
         tokenizer.chat_template,
         _today() if "strftime_now" in str(tokenizer.chat_template) else "",  # a template that writes the date
         tokenizer.eos_token_id,
         tokenizer.all_special_tokens,
-        config.max_length,
-        config.chat_template,
-        config.system,
-        config.separator,
+        data.max_length,
+        data.chat_template,
+        data.system,
+        data.separator,
     )
     return hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()[:32]
 
