@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.config import Choices, Range, Section, SweepConfig, TargetChoices
+from tuner.config import SweepConfig
+from tuner.dimensions import Choices, Range, Section, TargetChoices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,10 +15,9 @@ from tuner.config import (
     PruningConfig,
     ResourcesConfig,
     SearchConfig,
-    Section,
     TrainingConfig,
-    options_of,
 )
+from tuner.dimensions import Section, options_of
 from tuner.layers import parse_selector
 
 if TYPE_CHECKING:

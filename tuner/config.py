@@ -5,122 +5,15 @@ The docstring under a field is also its line in the YAML reference (`docs/yaml-r
 
 from __future__ import annotations
 
-from fractions import Fraction
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
-from typing_extensions import TypeAliasType
+from pydantic import Field
 
+from tuner.dimensions import Dimension, ModuleName, Option, Section, TargetChoices, Targets
 from tuner.trial import Metric
-
-
-class Section(BaseModel):
-    """A mapping in the sweep file: frozen, no unknown keys, no silent conversions, no NaN or infinity."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
 
 Place = tuple[str | int, ...]
 """Keys from the top of the file down; the number of an entry in a list."""
-Number = TypeVar("Number", int, float)
-Value = TypeVar("Value")
-
-
-class Range(Section, Generic[Number]):
-    """Every value from `low` to `high`, both included."""
-
-    low: Number
-    """Smallest value."""
-    high: Number
-    """Largest value; above `low`."""
-    log: bool = False
-    """Sample on a logarithmic scale."""
-    step: Number | None = None
-    """Distance between neighbouring values; divides `high - low`, not together with `log`."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Range[Number]:
-        if self.low >= self.high:
-            raise _wrong("low must be below high, got low={low}, high={high}", low=self.low, high=self.high)
-        if self.log and self.low <= 0:
-            raise _wrong("low must be above 0 with log: true, got {low}", low=self.low)
-        if self.log and self.step is not None:
-            raise _wrong("step can't be used with log: true, got step={step}", step=self.step)
-        if self.step is not None and self.step <= 0:
-            raise _wrong("step must be above 0, got {step}", step=self.step)
-        if self.step is not None and not _is_reached(self.high, self.low, self.step):
-            raise _wrong(
-                "step must divide high - low, so that high is reached, got low={low}, high={high}, step={step}",
-                low=self.low,
-                high=self.high,
-                step=self.step,
-            )
-        return self
-
-
-class Choices(Section, Generic[Value]):
-    """One of the values listed."""
-
-    choices: Annotated[tuple[Value, ...], Field(strict=False, min_length=1)]
-    """At least one value, none twice."""
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Choices[Value]:
-        if len(set(self.choices)) < len(self.choices):
-            raise _wrong("choices must differ from each other, got {choices}", choices=list(self.choices))
-        return self
-
-
-def _is_reached(high: float, low: float, step: float) -> bool:
-    # The numbers as written: three steps of 0.1 reach 0.3 for a person, and not in binary.
-    return (Fraction(repr(high)) - Fraction(repr(low))) % Fraction(repr(step)) == 0
-
-
-def _wrong(template: str, **values: object) -> PydanticCustomError:
-    return PydanticCustomError("combination", template, values)
-
-
-RANGE, CHOICES, FIXED = "<range>", "<choices>", "<fixed>"
-TAGS = frozenset({RANGE, CHOICES, FIXED})
-"""Markers that pydantic puts into the places of its errors; not part of any key."""
-
-
-def _form(raw: object) -> str:
-    if isinstance(raw, (Choices, TargetChoices)) or (isinstance(raw, dict) and "choices" in raw):
-        return CHOICES
-    return RANGE if isinstance(raw, (dict, Range)) else FIXED
-
-
-# A plain alias would leave the limits of `Dimension[Rank]` out of Range and Choices: `typing` does not look into them.
-Dimension = TypeAliasType(
-    "Dimension",
-    Annotated[
-        Annotated[Range[Number], Tag(RANGE)] | Annotated[Choices[Number], Tag(CHOICES)] | Annotated[Number, Tag(FIXED)],
-        Discriminator(_form),
-    ],
-    type_params=(Number,),
-)
-"""A fixed value, `{choices: [...]}`, or `{low: ..., high: ..., log: ..., step: ...}`."""
-
-Option = TypeAliasType(
-    "Option",
-    Annotated[
-        Annotated[Choices[Value], Tag(CHOICES)] | Annotated[Value, Tag(FIXED)],
-        Discriminator(lambda raw: CHOICES if isinstance(raw, (dict, Choices)) else FIXED),
-    ],
-    type_params=(Value,),
-)
-"""A fixed value, or `{choices: [...]}`."""
-
-ModuleName = Annotated[str, Field(min_length=1)]
-ModuleNames = Annotated[
-    tuple[ModuleName, ...],
-    Field(strict=False, min_length=1),
-    BeforeValidator(lambda raw: (raw,) if isinstance(raw, str) else raw),
-]
 Rank = Annotated[int, Field(ge=1)]
 RankOrNone = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -129,28 +22,6 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 InitName = Literal["default", "gaussian", "pissa", "olora", "eva", "loftq"]
 BiasName = Literal["none", "all", "lora_only"]
 LearningRates = Annotated[tuple[Positive, ...], Field(strict=False)]
-
-
-def _named(raw: object) -> object:
-    """A list of targets as a mapping: each is a set with its own name."""
-    if not isinstance(raw, list) or not raw or not all(isinstance(target, str) for target in raw):
-        return raw
-    if len(set(raw)) < len(raw):
-        raise _wrong("choices must differ from each other, got {choices}", choices=raw)
-    return {target: [target] for target in raw}
-
-
-class TargetChoices(Section):
-    """One of several named sets of targets."""
-
-    choices: Annotated[dict[ModuleName, ModuleNames], Field(min_length=1), BeforeValidator(_named)]
-    """Name of the set -> targets; the report shows the name."""
-
-
-Targets = Annotated[
-    Annotated[TargetChoices, Tag(CHOICES)] | Annotated[ModuleNames, Tag(FIXED)],
-    Discriminator(lambda raw: CHOICES if isinstance(raw, (dict, TargetChoices)) else FIXED),
-]
 
 
 class ModelConfig(Section):
@@ -265,7 +136,7 @@ class SpaceConfig(Section):
     """Biases of the base that are trained too."""
     target_modules: Targets
     """What is adapted: `all-linear`, `attention`, `mlp`, module names or dotted ends of them; one alone needs no list."""
-    rank_pattern: dict[ModuleName, Dimension[RankOrNone]] = {}
+    rank_pattern: dict[ModuleName, Dimension[RankOrNone]] = {}  # noqa: RUF012 -- pydantic gives each its own
     """Ranks of their own: by module, by `attention` or `mlp`, by depth (`first`, `middle`, `last` third),
     or `module@depth`; 0 means "not adapted". The most precise key wins."""
 
@@ -274,6 +145,15 @@ class SpaceConfig(Section):
         if isinstance(self.target_modules, TargetChoices):
             return dict(self.target_modules.choices)
         return {"+".join(self.target_modules): self.target_modules}
+
+
+class BudgetConfig(Section):
+    """Where the sweep ends; what is worth finishing is finished within it."""
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps of all trials together, baselines not counted; no limit by default."""
+    time_s: Positive | None = None
+    """Seconds of wall time, those before a `resume` included; no limit by default."""
 
 
 class SearchConfig(Section):
@@ -287,6 +167,8 @@ class SearchConfig(Section):
     """Start of the sampler's draws."""
     start: Literal["recommended", "none"] = "recommended"
     """Which points are tried first: those of `tuner recommend`, moved into the space, or none."""
+    budget: BudgetConfig = BudgetConfig()
+    """Ends the sweep before `num_trials` trials are through."""
     space: SpaceConfig
     """The choices."""
 
@@ -305,16 +187,21 @@ class ObjectivesConfig(Section):
 
 
 class PruningConfig(Section):
-    """When a trial is stopped early."""
+    """Which trials wait, which go on, and which are stopped early."""
 
-    method: Literal["pareto", "none"] = "pareto"
-    """`pareto` stops a trial if another at the same rung costs no more and is better beyond the noise."""
+    method: Literal["pareto", "asha", "median", "none"] = "pareto"
+    """`pareto` stops a trial if another at the same rung costs no more and is better beyond the noise, and lets the most
+    promising go on first. `asha` and `median` look at the metric alone."""
     min_steps: Annotated[int, Field(ge=1)] | None = None
-    """First rung, in steps; a quarter of `training.max_steps` by default."""
+    """First rung, in steps; an eighth of `training.max_steps` by default."""
     reduction_factor: Annotated[int, Field(ge=2)] = 2
-    """Each rung is this many times the one before."""
+    """Each rung is this many times the one before; one of this many trials goes on at once, the others wait for their turn."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     """How sure it must be that the other trial is the better one, given the size of the validation data."""
+    floor: Literal["auto", "none"] | float = "auto"
+    """With `pareto`: what a trial must exceed by half of its steps. `auto`: the commonest answer, or the zero-shot baseline."""
+    audit: Annotated[int, Field(ge=0)] = 0
+    """Stopped trials, drawn at random, that are finished after all, to tell what stopping early has lost."""
 
 
 class ResourcesConfig(Section):
@@ -328,6 +215,8 @@ class ResourcesConfig(Section):
     """GPUs of a trial; fractions share a card, above 1 whole cards only."""
     max_concurrent_trials: Annotated[int, Field(ge=1)] | None = None
     """Most trials at a time; as many as the cluster holds by default."""
+    memory_limit_gib: Positive | None = None
+    """What a trial may need at its peak; one that needs more is recorded as infeasible. No limit by default."""
     max_worker_restarts: Annotated[int, Field(ge=0)] = 2
     """How often a trial goes on from its last rung after its worker was lost."""
     max_failures_in_a_row: Annotated[int, Field(ge=1)] = 5
@@ -382,7 +271,7 @@ class SweepConfig(Section):
     def rungs(self) -> tuple[int, ...]:
         """Steps at which trials are evaluated, rising; the last is `training.max_steps`."""
         last = self.training.max_steps
-        step = self.pruning.min_steps or max(1, last // 4)
+        step = self.pruning.min_steps or max(1, last // 8)
         rungs = []
         while step < last:
             rungs.append(step)
@@ -393,8 +282,3 @@ class SweepConfig(Section):
 def is_folder_name(name: str) -> bool:
     """Tell a model's folder or file from a hub id by its first characters."""
     return name in {".", ".."} or name.startswith(("./", "../", "/", "~"))
-
-
-def options_of(option: Choices[Value] | Value) -> tuple[Value, ...]:
-    """Every value that an option may take."""
-    return option.choices if isinstance(option, Choices) else (option,)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tuner.config import Choices, Range, TargetChoices
+from tuner.dimensions import Choices, Range, TargetChoices
 from tuner.layers import ALL_LINEAR, Layer, ModelFacts, deciding_key, parse_selector, targeted
 from tuner.space import DEFAULT_SCALE, deciding_keys, dimensions, suggest
 from tuner.trial import Baseline, ParamValue, TrialSpec

@@ -1,281 +1,353 @@
-"""The one truth about a sweep, in three verbs: ask, report, tell. Runs on the driver; the only module that talks to Optuna.
+"""The one truth about a sweep, in three verbs: ask, report, tell. Runs on the driver.
 
-Everything is written to a journal file before it is acted on, so that a killed driver loses nothing. Optuna's own pruning
-is not used: `Trial.report` and `should_prune` raise on studies with several objectives (optuna 5.0).
+It joins the journal, which is written before anything is acted on, the sampler, which chooses new points, and the scheduler,
+which says who works next.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import warnings
-from collections.abc import Iterator, Sequence
+import math
+import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.study import StudyDirection
-from pydantic import TypeAdapter
-
-from tuner.errors import FolderError
-from tuner.front import Objective, objectives_of
-from tuner.pruner import is_dominated
+from tuner.errors import ResourcesError
+from tuner.feasibility import too_large
+from tuner.front import GIB, objectives_of
+from tuner.journal import Journal, create_journal, open_journal
 from tuner.recommend import baseline_specs, starting_points
+from tuner.sampler import propose
+from tuner.scheduler import Next, Scheduler
 from tuner.space import suggest
 from tuner.trial import (
     Baseline,
     Decision,
     FailReason,
     Inspection,
+    MemoryKind,
+    Metric,
     Metrics,
     Outcome,
+    Stop,
+    StopReason,
     TrialRecord,
     TrialSpec,
     TrialState,
 )
 
 if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
-    from optuna.trial import FrozenTrial
+    import optuna
 
-    from tuner.config import SearchConfig, SweepConfig
+    from tuner.config import SweepConfig
 
-SPEC, METRICS, OUTCOME, INSPECTION = "spec", "metrics", "outcome", "inspection"
-"""Keys of user attributes in the journal; `metrics` is followed by the rung's steps."""
-
-_SPEC = TypeAdapter(TrialSpec)
-_METRICS = TypeAdapter(Metrics)
-_OUTCOME = TypeAdapter(Outcome)
-_INSPECTION = TypeAdapter(Inspection)
-
-_OPTUNA_STATES = {
-    TrialState.COMPLETE: optuna.trial.TrialState.COMPLETE,
-    TrialState.PRUNED: optuna.trial.TrialState.PRUNED,
-    TrialState.FAIL: optuna.trial.TrialState.FAIL,
-}
+MOST_INFEASIBLE_IN_A_ROW = 100
+"""New points that may be found infeasible one after another before the sweep says that nothing fits."""
 
 
 class Study:
     """A sweep's trials, from the first ask to the last tell. Build one with `create_study` or `open_study`.
 
     Args:
-        study: The search.
-        beside: The baselines: a study of their own in the same journal, which the sampler does not see.
+        journal: Holds all that is known.
         config: The sweep.
+        clock: Seconds, rising; for `search.budget.time_s`.
     """
 
-    def __init__(self, study: optuna.Study, beside: optuna.Study, config: SweepConfig) -> None:
-        self._study = study
-        self._beside = beside
+    def __init__(self, journal: Journal, config: SweepConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._journal = journal
         self._config = config
+        self._clock = clock
+        self._start_s = clock() - journal.elapsed_s
         self._objectives = objectives_of(config)
-        self._is_recovered = False
-        self._ids: dict[int, int] = {}
-        self._places: dict[int, int] = {}
-        self._records: dict[int, TrialRecord] = {}
-        for trial in (*study.get_trials(deepcopy=False), *beside.get_trials(deepcopy=False)):
-            if SPEC in trial.user_attrs:
-                record = _record(trial)
-                self._records[record.number] = record
-                self._ids[record.number] = trial._trial_id  # noqa: SLF001 -- optuna has no public way by number
-                self._places[record.number] = trial.number
+        self.inspection: Inspection = journal.inspection
+        """What was found out about model and data when the sweep began."""
+        self._records = {record.number: record for record in journal.load_records()}
+        self._scheduler = Scheduler(config, self._objectives, floor_of(config, self.inspection))
+        self._spent_steps, self._num_begun = 0, 0
+        self._kinds: set[MemoryKind] = set()
+        for record in self._records.values():
+            self._recall(record)
         self._unfinished = [record.spec for record in self.records if record.state is TrialState.RUNNING]
         self._baselines = [spec for spec in baseline_specs(config, self.inspection) if spec.number not in self._records]
+        self._is_recovered = False
+        self._is_over = False
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
-        """All trials, by number; baselines last."""
+        """All trials, by number; baselines and audits last."""
         return tuple(sorted(self._records.values(), key=lambda record: record.place))
 
-    @functools.cached_property
-    def inspection(self) -> Inspection:
-        """What was found out about model and data when the sweep began."""
-        return _INSPECTION.validate_python(self._study.user_attrs[INSPECTION], strict=False)
+    @property
+    def is_over(self) -> bool:
+        """Whether `ask` will never give out a trial again; if not, it may once a trial at work has reported."""
+        return self._is_over
 
     def ask(self) -> TrialSpec | None:
-        """The next trial to work on; None when all are given out.
+        """The next trial to work on; None when there is none now.
 
-        First come those that a killed driver left running, then baselines, then new ones. What is sampled depends on the
-        sweep's seed, the trial's number and what was told before.
+        First come those that a killed driver left running, then baselines, then new ones and paused ones as the scheduler says,
+        at last the audit. What is sampled depends on the sweep's seed, the trial's number and what was told before.
+
+        Raises:
+            ResourcesError: No trial of the space seems to fit into `resources.memory_limit_gib`.
         """
         if not self._is_recovered:  # not when a study is opened: a report may read what another driver writes
-            _ask_again(self._study)
+            self._journal.ask_again()
             self._is_recovered = True
         if self._unfinished:
             return self._unfinished.pop(0)
         if self._baselines:
-            spec = self._baselines.pop(0)
-            return self._begun(spec, self._beside.ask())
-        if sum(number >= 0 for number in self._records) >= self._config.search.num_trials:
+            return self._begun(self._baselines.pop(0))
+        choice = self._scheduler.choose(may_begin=self._may_begin, left_steps=self._left_steps)
+        if choice is Next.BEGIN:
+            return self._begin()
+        if isinstance(choice, int):
+            return self._go_on(choice)
+        if not self._scheduler.is_idle:
             return None
-        self._study.sampler = _build_sampler(self._config.search, self._next_number())
-        trial = self._study.ask()
-        suggestion = suggest(trial, self._config.search.space, self.inspection.model.layers)
-        return self._begun(suggestion.as_spec(trial.number, seed=self._config.training.seed), trial)
-
-    def _next_number(self) -> int:
-        """Starting points wait in the study with numbers of their own; they come first."""
-        waiting = self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
-        return waiting[0].number if waiting else len(self._study.get_trials(deepcopy=False))
-
-    def _begun(self, spec: TrialSpec, trial: optuna.Trial) -> TrialSpec:
-        trial.set_user_attr(SPEC, _SPEC.dump_python(spec, mode="json"))
-        self._ids[spec.number] = trial._trial_id  # noqa: SLF001 -- optuna has no public way by number
-        self._places[spec.number] = (
-            trial.number
-        )  # of a baseline: a kill between asking and writing leaves an empty trial
-        self._records[spec.number] = TrialRecord(spec=spec, state=TrialState.RUNNING)
+        self._stop_the_rest()
+        spec = self._next_audit()
+        self._is_over = spec is None
         return spec
 
     def report(self, number: int, metrics: Metrics) -> Decision:
-        """Take in a trial's results at a rung; a repeated report changes nothing but is decided on again.
+        """Take in a trial's results at a rung; a repeated report changes nothing, and lets a trial go on that was given out again.
 
         Args:
             number: A running trial.
             metrics: Its results; `metrics.steps` is the rung.
         """
         record = self._records[number]
-        if metrics.steps not in {known.steps for known in record.curve}:
-            self._set_attr(number, f"{METRICS}:{metrics.steps}", _METRICS.dump_python(metrics, mode="json"))
-            record = dataclasses.replace(record, curve=(*record.curve, metrics))
-            self._records[number] = record
-        baseline = record.spec.baseline
-        if metrics.steps >= self._config.training.max_steps or baseline is Baseline.ZERO_SHOT:
-            return Decision.FINISH
-        if baseline is not None:
+        is_new = metrics.steps not in {known.steps for known in record.curve}
+        if is_new:
+            self._journal.write_metrics(number, metrics)
+            self._keep(dataclasses.replace(record, curve=(*record.curve, metrics)))
+            self._spent_steps += _new_steps(record, metrics)
+        if self._is_too_large(number, metrics):
+            return Decision.PRUNE
+        if metrics.steps >= self._config.training.max_steps or record.spec.baseline is Baseline.ZERO_SHOT:
+            return self._finished(number, metrics)
+        if not record.spec.is_searched or self._scheduler.has_gone_on(number, metrics.steps):
             return Decision.CONTINUE
-        others = self._at_rung(metrics.steps, but=number)
-        dominated = is_dominated(metrics, others, self._config.pruning, self._objectives)
-        return Decision.PRUNE if dominated else Decision.CONTINUE
+        return self._decided(number, metrics)
 
     def tell(self, number: int, outcome: Outcome) -> TrialRecord:
         """Close a trial.
 
         A finished trial whose memory was measured in another way than the sweep's first ends as FAIL: the numbers could not
-        be compared.
+        be compared. One that ran out of memory ends as INFEASIBLE.
 
         Args:
             number: A running trial; a finished one must have reported its last rung.
             outcome: How it ended.
         """
         record = self._records[number]
+        stop = self._scheduler.end(number, is_finished=outcome.state is TrialState.COMPLETE)
         if outcome.state is TrialState.COMPLETE:
-            outcome = self._checked(record, outcome)
-        self._set_attr(number, OUTCOME, _OUTCOME.dump_python(outcome, mode="json"))
-        values = self._values(record) if outcome.state is TrialState.COMPLETE else None
-        study = self._study if record.spec.baseline is None else self._beside
-        study.tell(self._places[number], values, state=_OPTUNA_STATES[outcome.state])
-        closed = dataclasses.replace(record, state=outcome.state, outcome=outcome)
-        self._records[number] = closed
+            return self._close(record, self._checked(record, outcome))
+        return self._close(record, _explained(outcome, stop))
+
+    @property
+    def _searched(self) -> list[TrialRecord]:
+        return [record for record in self._records.values() if record.spec.is_searched]
+
+    @property
+    def _may_begin(self) -> bool:
+        """Whether the search has trials left; one that was infeasible before it began has cost nothing and does not count."""
+        return self._num_begun < self._config.search.num_trials
+
+    @property
+    def _left_steps(self) -> float:
+        """Steps left in the budget; what is left in seconds counts by the sweep's pace so far."""
+        budget = self._config.search.budget
+        left = math.inf if budget.steps is None else budget.steps - self._spent_steps
+        if budget.time_s is None or not self._spent_steps:
+            return left
+        elapsed_s = self._clock() - self._start_s
+        return min(left, (budget.time_s - elapsed_s) / elapsed_s * self._spent_steps)
+
+    def _recall(self, record: TrialRecord) -> None:
+        """Take in what the journal knows."""
+        if record.state is TrialState.COMPLETE and record.last:
+            self._kinds.add(record.last.memory_kind)
+        if not record.spec.is_searched:
+            self._set_floor(record)
+            return
+        for metrics in record.curve:
+            self._scheduler.learn(record.number, metrics)
+        steps = record.last.steps if record.last else 0
+        if record.state is TrialState.PAUSED:
+            self._scheduler.wait(record.number, steps)
+        elif record.state is TrialState.RUNNING:
+            self._scheduler.begin(record.number, steps)
+        elif record.state is TrialState.COMPLETE:
+            self._scheduler.end(record.number, is_finished=True)
+        self._spent_steps += steps
+        self._num_begun += record.state is not TrialState.INFEASIBLE or record.last is not None
+
+    def _begin(self) -> TrialSpec | None:
+        """A new trial; infeasible ones before it are written down as such."""
+        for _ in range(MOST_INFEASIBLE_IN_A_ROW):
+            spec, trial = self._next_point()
+            self._journal.write_spec(spec, trial)
+            record = self._keep(TrialRecord(spec=spec, state=TrialState.RUNNING))
+            assert spec.lora is not None  # noqa: S101 -- only baselines have none
+            found = too_large(spec.lora, self._config, self.inspection.model, self._searched)
+            if found is None:
+                self._scheduler.begin(spec.number)
+                self._num_begun += 1
+                return spec
+            detail, excess_gib = found
+            outcome = Outcome(state=TrialState.INFEASIBLE, stop=StopReason.MEMORY, detail=detail)
+            self._close(record, outcome, excess_gib)
+        limit = self._config.resources.memory_limit_gib
+        msg = f"resources.memory_limit_gib: {MOST_INFEASIBLE_IN_A_ROW} points in a row need more than {limit:g} GiB; the last: {detail}"
+        raise ResourcesError(msg)
+
+    def _next_point(self) -> tuple[TrialSpec, optuna.Trial]:
+        config, layers = self._config, self.inspection.model.layers
+        number, is_given = self._journal.next_number()
+        if not is_given:
+            records = sorted(self._searched, key=lambda record: record.number)
+            self._journal.enqueue(dict(propose(records, config, self._objectives, layers, number).params))
+        trial = self._journal.begin()
+        suggestion = suggest(trial, config.search.space, layers)
+        return suggestion.as_spec(trial.number, seed=config.training.seed), trial
+
+    def _go_on(self, number: int) -> TrialSpec:
+        record = self._records[number]
+        self._journal.write_pause(number, is_paused=False)
+        self._scheduler.go_on(number)
+        self._keep(dataclasses.replace(record, state=TrialState.RUNNING))
+        return record.spec
+
+    def _begun(self, spec: TrialSpec) -> TrialSpec:
+        """A trial beside the search."""
+        self._journal.write_spec(spec)
+        self._keep(TrialRecord(spec=spec, state=TrialState.RUNNING))
+        return spec
+
+    def _decided(self, number: int, metrics: Metrics) -> Decision:
+        decision = self._scheduler.report(number, metrics, may_begin=self._may_begin, left_steps=self._left_steps)
+        if decision is Decision.PAUSE:
+            self._journal.write_pause(number, is_paused=True)
+            self._keep(dataclasses.replace(self._records[number], state=TrialState.PAUSED))
+        for other, stop in self._scheduler.stop_waiting(metrics.steps, by=number).items():
+            self._stop(other, stop)
+        return decision
+
+    def _stop_the_rest(self) -> None:
+        for number in self._scheduler.waiting:
+            self._stop(number, Stop(reason=StopReason.BUDGET))
+
+    def _stop(self, number: int, stop: Stop) -> None:
+        """Close a paused trial."""
+        self._scheduler.end(number, is_finished=False)
+        self._close(self._records[number], _explained(Outcome(state=TrialState.PRUNED), stop))
+
+    def _next_audit(self) -> TrialSpec | None:
+        """The next of a random sample of stopped trials, finished after all."""
+        stopped = sorted(record.number for record in self._searched if record.state is TrialState.PRUNED)
+        size = min(self._config.pruning.audit, len(stopped))
+        sample = random.Random(self._config.search.seed).sample(stopped, size)  # noqa: S311 -- reproducible, not secret
+        begun = {record.spec.audits for record in self._records.values()}
+        first = min((record.number for record in self._records.values() if not record.spec.is_searched), default=0)
+        for number in sample:
+            if number not in begun:
+                return self._begun(dataclasses.replace(self._records[number].spec, number=first - 1, audits=number))
+        return None
+
+    def _finished(self, number: int, metrics: Metrics) -> Decision:
+        if number >= 0:
+            self._scheduler.learn(number, metrics)
+        return Decision.FINISH
+
+    def _is_too_large(self, number: int, metrics: Metrics) -> bool:
+        limit = self._config.resources.memory_limit_gib
+        if limit is None or number < 0 or metrics.peak_memory_bytes <= limit * GIB:
+            return False
+        detail = f"measured {metrics.peak_memory_bytes / GIB:.2f} GiB, the limit is {limit:g} GiB"
+        self._scheduler.stop(number, Stop(reason=StopReason.MEMORY, detail=detail))
+        return True
+
+    def _set_floor(self, record: TrialRecord) -> None:
+        """The zero-shot baseline is a floor as soon as it is known."""
+        if record.spec.baseline is Baseline.ZERO_SHOT and record.last and self._config.pruning.floor == "auto":
+            floor = self._config.metric.loss(record.last.accuracy)
+            self._scheduler.floor = min(floor, self._scheduler.floor)
+
+    def _keep(self, record: TrialRecord) -> TrialRecord:
+        self._records[record.number] = record
+        return record
+
+    def _close(self, record: TrialRecord, outcome: Outcome, excess_gib: float = 0.0) -> TrialRecord:
+        values = None
+        if outcome.state is TrialState.COMPLETE and record.last:
+            values = [objective.of(record.last) for objective in self._objectives]
+            self._kinds.add(record.last.memory_kind)
+        self._journal.close(record.number, outcome, values, excess_gib or self._excess_gib(record))
+        if self._config.search.budget.time_s is not None:
+            self._journal.write_elapsed(self._clock() - self._start_s)
+        closed = self._keep(dataclasses.replace(record, state=outcome.state, outcome=outcome))
+        self._set_floor(closed)
         return closed
 
-    def _set_attr(self, number: int, key: str, value: object) -> None:
-        self._study._storage.set_trial_user_attr(self._ids[number], key, value)  # noqa: SLF001 -- after a restart there is no optuna.Trial
-
-    def _at_rung(self, steps: int, *, but: int) -> list[Metrics]:
-        others = (record for record in self._records.values() if record.number != but and record.spec.baseline is None)
-        return [metrics for record in others for metrics in record.curve if metrics.steps == steps]
+    def _excess_gib(self, record: TrialRecord) -> float:
+        """By how much a trial was too large; where it ran out of memory nobody knows, and any number above 0 says so."""
+        limit = self._config.resources.memory_limit_gib
+        peak_gib = record.last.peak_memory_bytes / GIB if record.last else 0.0
+        return peak_gib - limit if limit is not None and peak_gib > limit else 1.0
 
     def _checked(self, record: TrialRecord, outcome: Outcome) -> Outcome:
-        kinds = {other.last.memory_kind for other in self._records.values() if _is_complete(other) and other.last}
-        if record.last is None or kinds <= {record.last.memory_kind}:
+        if record.last is None or self._kinds <= {record.last.memory_kind}:
             return outcome
-        detail = f"{record.last.memory_kind}, the sweep's trials: {kinds.pop()}"
+        detail = f"{record.last.memory_kind}, the sweep's trials: {', '.join(self._kinds)}"
         return Outcome(state=TrialState.FAIL, reason=FailReason.MEMORY_KIND, detail=detail)
 
-    def _values(self, record: TrialRecord) -> Sequence[float]:
-        assert record.last is not None  # noqa: S101 -- a finished trial has reported
-        return [objective.of(record.last) for objective in self._objectives]
+
+def _explained(outcome: Outcome, stop: Stop | None) -> Outcome:
+    """Why a trial was stopped; what took too much memory is infeasible."""
+    if outcome.reason is FailReason.OUT_OF_MEMORY:
+        return dataclasses.replace(outcome, state=TrialState.INFEASIBLE, stop=StopReason.MEMORY)
+    if outcome.state is not TrialState.PRUNED or stop is None:
+        return outcome
+    state = TrialState.INFEASIBLE if stop.reason is StopReason.MEMORY else TrialState.PRUNED
+    return dataclasses.replace(outcome, state=state, stop=stop.reason, detail=stop.detail)
 
 
-def create_study(journal: Path, config: SweepConfig, inspection: Inspection) -> Study:
+def _new_steps(record: TrialRecord, metrics: Metrics) -> int:
+    """Steps that a report adds to what the search has spent."""
+    return metrics.steps - (record.last.steps if record.last else 0) if record.spec.is_searched else 0
+
+
+def floor_of(config: SweepConfig, inspection: Inspection) -> float:
+    """What every trial must exceed, turned so that lower is better: the commonest answer, or what the file says.
+
+    Infinite where there is none: the commonest answer is a floor for shares of right answers only.
+    """
+    floor = config.pruning.floor
+    if isinstance(floor, float):
+        return config.metric.loss(floor)
+    if floor == "auto" and config.metric in {Metric.ACCURACY, Metric.EXACT_MATCH}:
+        return config.metric.loss(inspection.majority_share)
+    return math.inf
+
+
+def create_study(file: Path, config: SweepConfig, inspection: Inspection) -> Study:
     """Begin a sweep's study in a new journal file; recommended starting points wait in it to be tried first."""
-    storage = _storage(journal)
-    study = _create(storage, config.name, config)
-    study.set_user_attr(INSPECTION, _INSPECTION.dump_python(inspection, mode="json"))
+    journal = create_journal(file, config.name, objectives_of(config), inspection)
     for point in starting_points(config, inspection)[: config.search.num_trials]:
-        study.enqueue_trial(point)
-    return Study(study, _create(storage, _beside(config.name), config), config)
+        journal.enqueue(point)
+    return Study(journal, config)
 
 
-def _create(storage: JournalStorage, name: str, config: SweepConfig) -> optuna.Study:
-    objectives = objectives_of(config)
-    directions = [_direction(objective) for objective in objectives]
-    study = optuna.create_study(storage=storage, study_name=name, directions=directions)
-    with _experimental():
-        study.set_metric_names([str(objective) for objective in objectives])
-    return study
-
-
-def _beside(name: str) -> str:
-    return f"{name} baselines"
-
-
-def _ask_again(study: optuna.Study) -> None:
-    """Give back points that a killed driver had taken out of the study and not yet written down."""
-    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        if SPEC not in trial.user_attrs:
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            if point := trial.system_attrs.get("fixed_params"):
-                study.enqueue_trial(point)
-
-
-def open_study(journal: Path, config: SweepConfig) -> Study:
+def open_study(file: Path, config: SweepConfig) -> Study:
     """Read a sweep's study from its journal.
 
     Raises:
         FolderError: The file is no journal of this sweep.
     """
-    try:
-        storage = _storage(journal)
-        study = optuna.load_study(storage=storage, study_name=config.name)
-        return Study(study, optuna.load_study(storage=storage, study_name=_beside(config.name)), config)
-    except (KeyError, ValueError) as error:
-        msg = f"{journal} holds no study named {config.name!r}"
-        raise FolderError(msg) from error
-
-
-def _storage(journal: Path) -> JournalStorage:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return JournalStorage(JournalFileBackend(str(journal)))
-
-
-def _direction(objective: Objective) -> StudyDirection:
-    return StudyDirection.MAXIMIZE if objective.is_maximized else StudyDirection.MINIMIZE
-
-
-def _build_sampler(search: SearchConfig, number: int) -> BaseSampler:
-    # One sampler per trial, seeded by the trial's number: a resumed sweep must not draw the first trials' points again.
-    seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
-    if search.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    with _experimental():  # multivariate and group are what conditional spaces need
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
-
-
-@contextlib.contextmanager
-def _experimental() -> Iterator[None]:
-    """Use what optuna 5.0 marks as experimental, without a warning on the user's screen."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
-
-
-def _is_complete(record: TrialRecord) -> bool:
-    return record.state is TrialState.COMPLETE
-
-
-def _record(trial: FrozenTrial) -> TrialRecord:
-    attrs = trial.user_attrs
-    curve = [_METRICS.validate_python(value) for key, value in attrs.items() if key.startswith(f"{METRICS}:")]
-    outcome = _OUTCOME.validate_python(attrs[OUTCOME]) if OUTCOME in attrs and trial.state.is_finished() else None
-    return TrialRecord(
-        spec=_SPEC.validate_python(attrs[SPEC]),
-        state=outcome.state if outcome else TrialState.RUNNING,
-        curve=tuple(sorted(curve, key=lambda metrics: metrics.steps)),
-        outcome=outcome,
-    )
+    return Study(open_journal(file, config.name), config)

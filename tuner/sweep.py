@@ -141,6 +141,11 @@ class _Driver:
         self._view = view
         self._failures_in_a_row = 0
 
+    @property
+    def is_over(self) -> bool:
+        """Whether `ask` will never give out a trial again."""
+        return self._study.is_over
+
     def ask(self) -> TrialSpec | None:
         """The next trial."""
         spec = self._study.ask()

@@ -14,18 +14,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from tuner.combinations import combination_problems
-from tuner.config import (
-    CHOICES,
-    FIXED,
-    RANGE,
-    TAGS,
-    Choices,
-    Place,
-    Range,
-    Section,
-    SweepConfig,
-    is_folder_name,
-)
+from tuner.config import Place, SweepConfig, is_folder_name
+from tuner.dimensions import CHOICES, FIXED, RANGE, TAGS, Choices, Range, Section
 from tuner.errors import ConfigError, Problem
 
 if TYPE_CHECKING:

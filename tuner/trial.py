@@ -20,23 +20,34 @@ def param_text(value: ParamValue) -> str:
 
 
 def folder_name(number: int) -> str:
-    """Name of a trial's folders: `trial-0007`, or `baseline-0001` for number -1."""
-    return f"baseline-{-number:04d}" if number < 0 else f"trial-{number:04d}"
+    """Name of a trial's folders: `trial-0007`, or `beside-0001` for number -1, a baseline or an audit."""
+    return f"beside-{-number:04d}" if number < 0 else f"trial-{number:04d}"
 
 
 class TrialState(enum.StrEnum):
-    """How far a trial is; Optuna's words."""
+    """How far a trial is; Optuna's words, and two more."""
 
     RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    """Waits at a rung with its checkpoint on disk; RUNNING for Optuna."""
     COMPLETE = "COMPLETE"
     PRUNED = "PRUNED"
+    INFEASIBLE = "INFEASIBLE"
+    """Needs more memory than there is; PRUNED for Optuna, with a constraint that is not kept."""
     FAIL = "FAIL"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the trial may still go on."""
+        return self in {TrialState.RUNNING, TrialState.PAUSED}
 
 
 class Decision(enum.StrEnum):
     """What the study says to a trial that has reported."""
 
     CONTINUE = "continue"
+    PAUSE = "pause"
+    """Another trial is worth more now; `ask` gives this one out again when its turn comes."""
     PRUNE = "prune"
     FINISH = "finish"
 
@@ -95,6 +106,31 @@ class FailReason(enum.StrEnum):
     MEMORY_KIND = "memory measured in another way than the sweep's"
 
 
+class StopReason(enum.StrEnum):
+    """Why a trial was stopped before its last rung."""
+
+    DOMINATED = "dominated at its rung"
+    """Another trial costs no more and is better beyond the noise."""
+    BELOW_FLOOR = "no better than the floor"
+    """After half of its steps it is no better than answering without learning."""
+    OUTRANKED = "outranked at its rung"
+    """By the metric alone, with `asha` and `median`."""
+    BUDGET = "not worth the rest of the budget"
+    """Others contributed more to the front when the budget ended."""
+    MEMORY = "more memory than the limit"
+    """Known before it began, or measured at its first rung."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """That a trial is stopped, and why."""
+
+    reason: StopReason
+    """The rule."""
+    detail: str = ""
+    """Its evidence, for people."""
+
+
 class MemoryKind(enum.StrEnum):
     """How a peak was found. Two kinds never share a front."""
 
@@ -109,7 +145,7 @@ class TrialSpec:
     """All that a worker needs to know of a trial beside the sweep file: the result depends on these two alone."""
 
     number: int
-    """Optuna's trial number, from 0; baselines have -1, -2 and so on."""
+    """Optuna's trial number, from 0; baselines have -1, -2 and so on, audits the numbers below."""
     lora: LoraSpec | None
     """None only in baselines."""
     learning_rate: float
@@ -124,10 +160,19 @@ class TrialSpec:
     """(searched parameter, value) as sampled, for the report."""
     baseline: Baseline | None = None
     """None for a trial of the search."""
+    audits: int | None = None
+    """Number of the stopped trial that this one finishes, to see what stopping it has lost; None for all others."""
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether it is a trial of the search; baselines and audits stand beside it."""
+        return self.number >= 0
 
     @property
     def label(self) -> str:
-        """What people call it: `trial 7`, or `baseline 1 (full fine-tuning)`."""
+        """What people call it: `trial 7`, `baseline 1 (full fine-tuning)` or `audit of trial 7`."""
+        if self.audits is not None:
+            return f"audit of trial {self.audits}"
         return f"baseline {-self.number} ({self.baseline})" if self.baseline else f"trial {self.number}"
 
 
@@ -166,11 +211,13 @@ class Outcome:
     """How a trial ended."""
 
     state: TrialState
-    """COMPLETE, PRUNED or FAIL."""
+    """COMPLETE, PRUNED, INFEASIBLE or FAIL."""
     reason: FailReason | None = None
-    """Set exactly when the state is FAIL."""
+    """Set when something went wrong: always with FAIL, with INFEASIBLE where a trial ran out of memory."""
+    stop: StopReason | None = None
+    """Set exactly when the state is PRUNED or INFEASIBLE; None in journals from before reasons were kept."""
     detail: str = ""
-    """For people: the exception's text and traceback of a failure."""
+    """For people: the exception's text and traceback of a failure, or the evidence for a stop."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

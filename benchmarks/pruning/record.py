@@ -1,7 +1,7 @@
 """Write the curves of finished sweeps as one table: `python benchmarks/pruning/record.py TASK FOLDER [FOLDER ...]`.
 
 Each folder is a sweep of `TASK.yaml` with `pruning.method: none`, one per training seed. One line of `curves/TASK.csv` is a
-configuration at a rung.
+configuration at a rung; `curves/TASK.json` is what was found in model and data.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from pydantic import TypeAdapter
 
 from tuner import sweep
-from tuner.trial import TrialState
+from tuner.trial import Inspection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,15 +27,17 @@ CURVES = Path(__file__).parent / "curves"
 def main() -> None:
     """Read the folders, write the table."""
     task, *folders = sys.argv[1:]
-    table = pd.DataFrame([row for folder in folders for row in _rows(sweep.load(folder))])
+    sweeps = [sweep.load(folder) for folder in folders]
+    table = pd.DataFrame([row for swept in sweeps for row in _rows(swept)])
     CURVES.mkdir(exist_ok=True)
+    (CURVES / f"{task}.json").write_bytes(TypeAdapter(Inspection).dump_json(sweeps[0].inspection, indent=1))
     table.to_csv(CURVES / f"{task}.csv", index=False)
     print(f"{task}: {table.groupby('seed')['config'].nunique().to_dict()} configurations by seed, {len(table)} lines")
 
 
 def _rows(swept: sweep.Sweep) -> Iterator[dict[str, ParamValue | None]]:
     for record in swept.records:
-        if record.state is TrialState.RUNNING:
+        if record.state.is_open:
             continue
         for metrics in record.curve:
             yield {

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from tuner.pareto import hypervolume, non_dominated_mask
 from tuner.space import searched_params
 from tuner.sweep_file import load_sweep_file
-from tuner.trial import Metric, MemoryKind, Metrics
+from tuner.trial import Inspection, MemoryKind, Metric, Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -56,6 +57,7 @@ class Recording:
     def __init__(self, task: str, seed: int = 0) -> None:
         self.task = task
         self.config: SweepConfig = load_sweep_file(HERE / f"{task}.yaml")
+        self.inspection = TypeAdapter(Inspection).validate_json((HERE / "curves" / f"{task}.json").read_bytes())
         table = pd.read_csv(HERE / "curves" / f"{task}.csv")
         names = searched_params(self.config.search.space)
         groups = table[table["seed"] == seed].groupby("config", sort=True)

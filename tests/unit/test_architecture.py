@@ -17,10 +17,13 @@ LAYERS = (
     ("tuner.errors", "tuner.lora", "tuner.pareto"),
     ("tuner.layers",),
     ("tuner.trial",),
-    ("tuner.config", "tuner.metric_text"),
+    ("tuner.dimensions", "tuner.metric_text"),
+    ("tuner.config",),
     ("tuner.combinations", "tuner.front", "tuner.space"),
-    ("tuner.folder", "tuner.pruner", "tuner.recommend", "tuner.sweep_file"),
-    ("tuner.advice", "tuner.live", "tuner.study"),
+    ("tuner.feasibility", "tuner.folder", "tuner.journal", "tuner.ladder", "tuner.recommend", "tuner.sweep_file"),
+    ("tuner.promotion", "tuner.pruner", "tuner.sampler"),
+    ("tuner.advice", "tuner.live", "tuner.scheduler"),
+    ("tuner.study",),
     ("tuner.backends", "tuner.report"),
     ("tuner.sweep",),
     ("tuner.exporting",),
@@ -30,7 +33,7 @@ LAYERS = (
 """Bottom first. A module imports only from lower rows; a folder is one entry, whose modules import each other."""
 
 WORKER = "tuner.worker"
-WORKER_MAY_IMPORT = ("tuner.config", "tuner.errors", "tuner.layers", "tuner.lora", "tuner.trial")
+WORKER_MAY_IMPORT = ("tuner.config", "tuner.dimensions", "tuner.errors", "tuner.layers", "tuner.lora", "tuner.trial")
 """The worker's room stands beside the layers: nothing imports it (backends name it by a dotted path)."""
 
 HOMES = {
@@ -41,12 +44,12 @@ HOMES = {
     "gguf": (),
     "matplotlib": ("tuner.report.picture",),
     "moocore": ("tuner.pareto",),
-    "optuna": ("tuner.study",),
+    "optuna": ("tuner.journal", "tuner.sampler", "tuner.study"),
     "pandas": (WORKER,),
     "peft": (WORKER,),
     "plotly": ("tuner.report.page",),
-    "pydantic": ("tuner.config", "tuner.study", "tuner.sweep_file"),
-    "pydantic_core": ("tuner.config", "tuner.sweep_file"),
+    "pydantic": ("tuner.config", "tuner.dimensions", "tuner.journal", "tuner.sweep_file"),
+    "pydantic_core": ("tuner.dimensions", "tuner.sweep_file"),
     "ray": ("tuner.backends.ray_tune",),
     "rich": ("tuner.live",),
     "ruamel": ("tuner.sweep_file",),

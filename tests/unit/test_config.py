@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.sweeps import ROOT, document
-from tuner.config import Choices, SweepConfig, is_folder_name, options_of
+from tuner.config import SweepConfig, is_folder_name
+from tuner.dimensions import Choices, options_of
 from tuner.sweep_file import load_sweep_file
 from tuner.trial import Metric
 

@@ -98,7 +98,7 @@ def test_nothing_of_a_finished_baseline_stays(tmp_path: Path) -> None:
 
     folder.settle([make_record(0), make_record(-1, spec=spec, accuracy=0.99)], OBJECTIVES)
 
-    assert folder.checkpoint(-1).name == "baseline-0001"
+    assert folder.checkpoint(-1).name == "beside-0001"
     assert not folder.checkpoint(-1).exists()
     assert not folder.adapter(-1).exists()
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import make_config, make_inspection, make_llama, make_model
-from tuner.config import Choices, SpaceConfig, SweepConfig
+from tuner.config import SpaceConfig, SweepConfig
+from tuner.dimensions import Choices
 from tuner.layers import ModelFacts, ranks_of
 from tuner.lora import LoraSpec
 from tuner.recommend import Task, _nearest, baseline_specs, recommend, starting_points

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from tests.sweeps import document, small_config, write_sweep
-from tuner.config import Choices, Range, SweepConfig
+from tuner.config import SweepConfig
+from tuner.dimensions import Choices, Range
 from tuner.errors import ConfigError, Problem
 from tuner.sweep_file import load_sweep_file, write_sweep_file
 

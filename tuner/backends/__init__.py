@@ -22,8 +22,12 @@ WORKER = "tuner.worker.host:Worker"
 class StudyVerbs(Protocol):
     """What a backend sees of a sweep."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether `ask` will never give out a trial again."""
+
     def ask(self) -> TrialSpec | None:
-        """The next trial to work on; None when there is none any more."""
+        """The next trial to work on, a new one or one that was paused; None when there is none now."""
 
     def report(self, number: int, metrics: Metrics) -> Decision:
         """Take in results at a rung."""
@@ -73,7 +77,7 @@ def hand_in(study: StudyVerbs, number: int, result: Metrics | Outcome) -> Decisi
     """Give the study what a worker brought; a trial that is over is told.
 
     Returns:
-        CONTINUE if the trial goes on; else why it does not.
+        CONTINUE if the trial goes on; else why it does not. A paused one is not told: `ask` gives it out again.
     """
     if isinstance(result, Outcome):
         study.tell(number, result)

@@ -136,6 +136,10 @@ class _Remembering:
         self._study = study
         self.error: TunerError | None = None
 
+    @property
+    def is_over(self) -> bool:
+        return self._study.is_over
+
     def ask(self) -> TrialSpec | None:
         with self._remembering():
             return self._study.ask()
@@ -196,10 +200,11 @@ class _StudySearcher(Searcher):
         self._shared = config
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # FINISHED is text
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
+        """A trial of the study as one of Ray's; a paused one comes back as another of Ray's. None is "not now"."""
         spec: TrialSpec | None = self._study.ask()
         if spec is None:
-            return Searcher.FINISHED
+            return str(Searcher.FINISHED) if self._study.is_over else None
         self._trials.numbers[trial_id] = spec.number
         return {**self._shared, "spec": spec}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuner import metric_text
-from tuner.config import Range
+from tuner.dimensions import Range
 from tuner.report.axes import log_ticks, on_scale, padded
 from tuner.report.data import ReportData, Row, Standing
 from tuner.report.labels import Font, Pixel, place_labels

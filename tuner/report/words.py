@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuner import metric_text
-from tuner.config import Choices, Range, SpaceConfig, TargetChoices
+from tuner.config import SpaceConfig
+from tuner.dimensions import Choices, Range, TargetChoices
 from tuner.front import GIB, Objective
 from tuner.report.data import ReportData, near
 from tuner.space import dimensions

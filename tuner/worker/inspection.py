@@ -12,7 +12,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers.pytorch_utils import Conv1D
 
-from tuner.config import InitName, is_folder_name, options_of
+from tuner.config import InitName, is_folder_name
+from tuner.dimensions import options_of
 from tuner.layers import ModelFacts
 from tuner.trial import Inspection
 from tuner.worker.architecture import AUTO_CLASSES, facts_of, skeleton

@@ -1,0 +1,124 @@
+"""tuner's own search on recorded curves: the real Study with its sampler and its scheduler, on a simulated clock.
+
+`python benchmarks/pruning/ours.py TASK` prints what a few seeds come to.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from recording import Recording
+from replay import NUM_WORKERS, Finish
+
+from tuner.backends.simulated import SimulatedBackend
+from tuner.config import SweepConfig
+from tuner.study import create_study
+from tuner.trial import Decision, FailReason, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
+
+
+class World:
+    """What all simulated workers of one sweep share: which configuration a trial is, and how far it got."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.curve_of: dict[int, int] = {}
+        self.rungs_done: dict[int, int] = {}
+
+
+class RecordedWorker:
+    """Replays the recorded configuration that is nearest to a trial's point; a paused trial goes on where it was.
+
+    Args:
+        world: Shared by all workers.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._number = -1
+
+    def inspect(self) -> Inspection:
+        """Not asked for: the study is created directly."""
+        raise NotImplementedError
+
+    def start(self, spec: TrialSpec) -> None:
+        """Take on a trial; a new one becomes the nearest configuration that is still free."""
+        world, self._number = self._world, spec.number
+        if spec.number not in world.curve_of:
+            world.curve_of[spec.number] = world.recording.nearest(dict(spec.params), world.curve_of.values())
+            world.rungs_done[spec.number] = 0
+
+    def advance(self) -> Metrics | Outcome:
+        """The next recorded report."""
+        curve = self._world.recording.curves[self._world.curve_of[self._number]]
+        done = self._world.rungs_done[self._number]
+        self._world.rungs_done[self._number] += 1
+        if done < len(curve.reports):
+            return curve.reports[done]
+        return Outcome(state=TrialState.FAIL, reason=FailReason.LOSS_NOT_FINITE)
+
+    def close(self) -> None:
+        """Nothing to drop."""
+
+
+class Counting:
+    """A study's verbs, counting steps and keeping what finished."""
+
+    def __init__(self, study, world: World) -> None:  # noqa: ANN001
+        self._study = study
+        self._world = world
+        self._steps: dict[int, int] = {}
+        self.finishes: list[Finish] = []
+
+    @property
+    def is_over(self) -> bool:
+        return self._study.is_over
+
+    def ask(self) -> TrialSpec | None:
+        return self._study.ask()
+
+    def report(self, number: int, metrics: Metrics) -> Decision:
+        self._steps[number] = metrics.steps
+        return self._study.report(number, metrics)
+
+    def tell(self, number: int, outcome: Outcome) -> TrialRecord:
+        if outcome.state is TrialState.COMPLETE:
+            spent = sum(self._steps.values())
+            self.finishes.append(Finish(spent_steps=spent, curve=self._world.curve_of[number]))
+        return self._study.tell(number, outcome)
+
+
+def tuner_search(recording: Recording, seed: int, changes: dict[str, object] | None = None) -> list[Finish]:
+    """Run tuner's search until the table is used up.
+
+    Args:
+        recording: The task.
+        seed: Of the sampler.
+        changes: Dotted key -> value, put over the task's sweep file.
+    """
+    every = {"pruning.method": "pareto", "search.sampler": "tpe", "search.seed": seed, "search.num_trials": len(recording.curves)}
+    config = changed(recording.config, every | (changes or {}))
+    world = World(recording)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        study = create_study(Path(folder) / "study.journal", config, recording.inspection)
+        counting = Counting(study, world)
+        backend = SimulatedBackend(lambda *_: RecordedWorker(world), NUM_WORKERS, cost_s=_steps_between)
+        backend.run(config, Path(folder), counting)
+    return counting.finishes
+
+
+def _steps_between(before: Metrics | None, now: Metrics | Outcome) -> float:
+    return float(now.steps - (before.steps if before else 0)) if isinstance(now, Metrics) else 0.0
+
+
+def changed(config: SweepConfig, changes: dict[str, object]) -> SweepConfig:
+    """A sweep with other values at dotted keys."""
+    document = config.model_dump(mode="json")
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        node = document
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return SweepConfig.model_validate(document)

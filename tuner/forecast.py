@@ -1,0 +1,133 @@
+"""What a report at a rung says about the end, learned from the trials that have got there. Pure; runs on the driver.
+
+A small Gaussian process over a rung's two signals, cross entropy and metric. It need not be monotone: a learning rate that is
+too high is ahead at first, and falls back later. Where a rung says little about the end (in the warm-up, say) the forecast is
+wide, and then nobody is stopped there. Which signal counts for how much is found by the likelihood, anew for each rung.
+
+Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), equations 2.23 to 2.25 and 2.30.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tuner.ladder import LOSS, METRIC, rows_of
+
+if TYPE_CHECKING:
+    from tuner.ladder import IntArray, Rung
+    from tuner.pareto import FloatArray
+
+MIN_FINISHED = 5
+"""Trials that must have finished before a rung is read as a forecast."""
+MOST_LEARNED = 48
+"""Finished trials, the last ones begun, that a forecast is learned from: more would cost time and say little."""
+LENGTHS = (0.5, 1.5, 8.0)
+"""Distances over which a signal matters, in standard deviations of the rung; the last is "hardly at all"."""
+NOISES = (0.05, 0.25, 0.75)
+"""Shares of the final metric's variance that no signal explains."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outlook:
+    """Where some trials are expected to end."""
+
+    metric: FloatArray
+    """`(num,)` the final metric where a trial has finished, else its forecast; turned so that lower is better."""
+    error: FloatArray
+    """`(num,)` its standard error: of the evaluation, or of the forecast."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """What a rung says about the end."""
+
+    points: FloatArray
+    """`(num_known, 2)` signals of finished trials, in kernel lengths."""
+    lower: FloatArray
+    """`(num_known, num_known)` Cholesky factor of their covariance."""
+    weights: FloatArray
+    """`(num_known,)` of the mean."""
+    middle: FloatArray
+    """`(2,)` signals at 0 lengths."""
+    length: FloatArray
+    """`(2,)` one kernel length in the signals' units."""
+    noise: float
+    """Share of the variance that the signals don't explain."""
+    mean: float
+    """Of the final metrics, turned so that lower is better."""
+    deviation: float
+    """Of the final metrics."""
+
+    def of(self, rung: Rung, rows: IntArray) -> Outlook:
+        """What is expected of some trials of the rung, as if none had finished."""
+        asked = (_signals(rung)[rows] - self.middle) / self.length
+        kernel = (1 - self.noise) * _kernel(asked, self.points)
+        explained = np.linalg.solve(self.lower, kernel.T)
+        variance = np.maximum(1.0 - np.sum(explained**2, axis=0), self.noise)
+        return Outlook(
+            metric=self.mean + self.deviation * (kernel @ self.weights), error=self.deviation * np.sqrt(variance)
+        )
+
+
+def fit_forecast(rung: Rung, last: Rung) -> Forecast | None:
+    """Learn what a rung says about the last one.
+
+    Args:
+        rung: Reports at the rung.
+        last: Reports at the last rung.
+
+    Returns:
+        None while fewer than MIN_FINISHED trials have finished.
+    """
+    shared = np.sort(np.intersect1d(rung.numbers, last.numbers, assume_unique=True))[-MOST_LEARNED:]
+    if len(shared) < MIN_FINISHED:
+        return None
+    signals, target = _signals(rung), last.metric[rows_of(last, shared)]
+    width = signals.std(axis=0)
+    middle, width = signals.mean(axis=0), np.where(width > 0, width, 1.0)
+    known = (signals[rows_of(rung, shared)] - middle) / width
+    mean, deviation = float(target.mean()), float(target.std()) or 1.0
+    grid = [(np.array(lengths), noise) for lengths in itertools.product(LENGTHS, repeat=2) for noise in NOISES]
+    fits = [_fit(known / lengths, (target - mean) / deviation, noise) for lengths, noise in grid]
+    (_, lower, weights), (lengths, noise) = max(zip(fits, grid, strict=True), key=lambda found: found[0][0])
+    return Forecast(
+        points=known / lengths,
+        lower=lower,
+        weights=weights,
+        middle=middle,
+        length=width * lengths,
+        noise=noise,
+        mean=mean,
+        deviation=deviation,
+    )
+
+
+def outlook(rung: Rung, rows: IntArray, last: Rung, forecast: Forecast) -> Outlook:
+    """Where some of a rung's trials are expected to end, or have ended."""
+    expected = forecast.of(rung, rows)
+    _, here, there = np.intersect1d(rung.numbers[rows], last.numbers, assume_unique=True, return_indices=True)
+    expected.metric[here], expected.error[here] = last.metric[there], last.error[there]
+    return expected
+
+
+def _signals(rung: Rung) -> FloatArray:
+    return rung.table[:, [LOSS, METRIC]]
+
+
+def _fit(points: FloatArray, target: FloatArray, noise: float) -> tuple[float, FloatArray, FloatArray]:
+    """(log likelihood up to a constant, Cholesky factor, weights)."""
+    covariance = (1 - noise) * _kernel(points, points) + noise * np.eye(len(points))
+    lower = np.linalg.cholesky(covariance)
+    half = np.linalg.solve(lower, target)
+    likelihood = -0.5 * float(half @ half) - float(np.log(np.diag(lower)).sum())
+    return likelihood, lower, np.linalg.solve(lower.T, half)
+
+
+def _kernel(one: FloatArray, other: FloatArray) -> FloatArray:
+    """Squared exponential with unit lengths."""
+    squared = np.sum(one**2, axis=1)[:, None] + np.sum(other**2, axis=1)[None, :] - 2 * one @ other.T
+    return np.exp(-0.5 * np.maximum(squared, 0.0))

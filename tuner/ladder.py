@@ -1,0 +1,146 @@
+"""What all trials reported at each rung, as arrays that a pruner can look at. Runs on the driver.
+
+Trials are only ever compared at the same rung: after the same number of steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tuner.front import Objective
+    from tuner.pareto import BoolArray, FloatArray
+    from tuner.trial import Metrics
+
+IntArray = npt.NDArray[np.int64]
+
+METRIC, LOSS, ERROR, FIRST_COST = 0, 1, 2, 3
+"""Columns of a rung's table; from FIRST_COST on the costs that the sweep weighs."""
+FIRST_CAPACITY = 64
+"""Rows made ready at first; doubled whenever they are full, so that a report costs the same with ten thousand trials."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rung:
+    """The reports at one rung, a row for each trial in the order in which they came; `num` rows."""
+
+    numbers: IntArray
+    """`(num,)` trial numbers."""
+    table: FloatArray
+    """`(num, 3 + num_costs)`: the sweep's metric turned so that lower is better, cross entropy, the metric's standard error,
+    costs."""
+    is_front: BoolArray
+    """`(num,)`; whether no other row is at least as good in metric, cross entropy and every cost, and better in one."""
+
+    @property
+    def metric(self) -> FloatArray:
+        """`(num,)`, lower is better."""
+        return self.table[:, METRIC]
+
+    @property
+    def loss(self) -> FloatArray:
+        """`(num,)` cross entropy in nats."""
+        return self.table[:, LOSS]
+
+    @property
+    def error(self) -> FloatArray:
+        """`(num,)` standard error of the metric."""
+        return self.table[:, ERROR]
+
+    @property
+    def costs(self) -> FloatArray:
+        """`(num, num_costs)`, lower is better."""
+        return self.table[:, FIRST_COST:]
+
+
+def rows_of(rung: Rung, numbers: IntArray) -> IntArray:
+    """Where trials stand in a rung, in the order of their numbers as given.
+
+    Args:
+        rung: Holds all of them.
+        numbers: `(num,)` trial numbers.
+    """
+    order = np.argsort(rung.numbers)
+    return np.asarray(order[np.searchsorted(rung.numbers, numbers, sorter=order)], dtype=np.int64)
+
+
+class Ladder:
+    """The rungs of a sweep, filled as reports come.
+
+    Args:
+        objectives: The sweep's; the metric first, then the costs that count.
+    """
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        self._metric, *self._costs = objectives
+        self._rungs: dict[int, _Growing] = {}
+        self._rows: dict[tuple[int, int], int] = {}
+
+    def add(self, number: int, metrics: Metrics) -> None:
+        """Take in a report; the same trial at the same rung only once."""
+        steps = metrics.steps
+        if (steps, number) in self._rows:
+            return
+        rung = self._rungs.setdefault(steps, _Growing(FIRST_COST + len(self._costs)))
+        costs = [cost.of(metrics) for cost in self._costs]
+        row = np.array([self._metric.loss_of(metrics), metrics.loss, metrics.standard_error, *costs])
+        self._rows[steps, number] = rung.append(number, row)
+
+    def at(self, steps: int) -> Rung:
+        """The reports at a rung; no rows where nobody has reached it. Views that the next `add` may make stale."""
+        return self._rungs.get(steps, _Growing(FIRST_COST + len(self._costs))).view()
+
+    def rows(self, numbers: Iterable[int], steps: int) -> IntArray:
+        """Where trials stand in a rung; all must have reported there."""
+        return np.array([self._rows[steps, number] for number in numbers], dtype=np.int64)
+
+    def row(self, number: int, steps: int) -> int:
+        """Where a trial stands in a rung.
+
+        Raises:
+            KeyError: It has not reported there.
+        """
+        return self._rows[steps, number]
+
+    def has(self, number: int, steps: int) -> bool:
+        """Whether a trial has reported at a rung."""
+        return (steps, number) in self._rows
+
+
+class _Growing:
+    """A rung's arrays with room for more."""
+
+    def __init__(self, num_columns: int) -> None:
+        self._num = 0
+        self._numbers: IntArray = np.empty(FIRST_CAPACITY, dtype=np.int64)
+        self._table: FloatArray = np.empty((FIRST_CAPACITY, num_columns))
+        self._is_front: BoolArray = np.empty(FIRST_CAPACITY, dtype=np.bool_)
+
+    def append(self, number: int, row: FloatArray) -> int:
+        if self._num == len(self._numbers):
+            self._numbers, self._table, self._is_front = (
+                np.concatenate([array, np.empty_like(array)]) for array in (self._numbers, self._table, self._is_front)
+            )
+        place = self._num
+        self._numbers[place], self._table[place] = number, row
+        self._num += 1
+        self._update_front(place)
+        return place
+
+    def view(self) -> Rung:
+        num = self._num
+        return Rung(numbers=self._numbers[:num], table=self._table[:num], is_front=self._is_front[:num])
+
+    def _update_front(self, place: int) -> None:
+        """A new row stands on the front unless a row of the front dominates it, and pushes off those that it dominates."""
+        front = np.flatnonzero(self._is_front[:place])
+        others, new = (np.delete(rows, ERROR, axis=-1) for rows in (self._table[front], self._table[place]))
+        no_worse, no_better = np.all(others <= new, axis=1), np.all(others >= new, axis=1)
+        self._is_front[place] = not np.any(no_worse & ~no_better)
+        self._is_front[front[no_better & ~no_worse]] = False

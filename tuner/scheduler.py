@@ -1,0 +1,207 @@
+"""Who works next: takes each report, and says go on, wait or stop; knows which trial is worth the next steps. Runs on the driver.
+
+It knows nothing of Optuna, files or processes. With method `pareto` no trial runs to its end just because it came first: one
+in `reduction_factor` of a rung goes on at once, the others wait there with their checkpoint until nothing newer is worth more.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tuner.forecast import Forecast, Outlook, fit_forecast, outlook
+from tuner.ladder import Ladder
+from tuner.promotion import worthiest
+from tuner.pruner import asha_stops, dominator, is_below_floor, median_stops, rivals_of, stop_by_dominance
+from tuner.trial import Decision, Stop, StopReason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tuner.config import SweepConfig
+    from tuner.front import Objective
+    from tuner.ladder import IntArray
+    from tuner.trial import Metrics
+
+
+class Next(enum.Enum):
+    """What is worth the next steps where it is no waiting trial."""
+
+    BEGIN = "begin a new trial"
+    NOTHING = "nothing"
+
+
+class Scheduler:
+    """The trials of a search on their way up the rungs.
+
+    Args:
+        config: The sweep.
+        objectives: The metric first, then the costs that count.
+        floor: What a trial must exceed by half of its steps, turned so that lower is better; infinite for none.
+    """
+
+    def __init__(self, config: SweepConfig, objectives: Sequence[Objective], floor: float = math.inf) -> None:
+        self._pruning = config.pruning
+        self._rungs = config.rungs
+        self._ladder = Ladder(objectives)
+        self._at_work: dict[int, int] = {}
+        self._waiting: dict[int, int] = {}
+        self._best: dict[int, float] = {}
+        self._gone_on: dict[int, set[int]] = {steps: set() for steps in self._rungs}
+        self._finished: set[int] = set()
+        self._stops: dict[int, Stop] = {}
+        self._forecasts: dict[int, tuple[tuple[int, int], Forecast | None]] = {}
+        self.floor = floor
+        """May be made harder while the sweep goes on."""
+
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """Numbers of the trials that wait."""
+        return tuple(self._waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no trial is at work."""
+        return not self._at_work
+
+    def begin(self, number: int, steps: int = 0) -> None:
+        """A trial is at work from some steps on."""
+        self._at_work[number] = steps
+
+    def go_on(self, number: int) -> None:
+        """A waiting trial is at work again."""
+        steps = self._waiting.pop(number)
+        self._at_work[number] = steps
+        self._gone_on[steps].add(number)
+
+    def has_gone_on(self, number: int, steps: int) -> bool:
+        """Whether a trial was let go on from a rung."""
+        return number in self._gone_on[steps]
+
+    def wait(self, number: int, steps: int) -> None:
+        """A trial waits at a rung."""
+        self._at_work.pop(number, None)
+        self._waiting[number] = steps
+
+    def stop(self, number: int, stop: Stop) -> None:
+        """A trial is stopped for a reason of somebody else's; `end` gives it back."""
+        self._stops[number] = stop
+
+    def learn(self, number: int, metrics: Metrics) -> None:
+        """Take in a report without a decision."""
+        self._ladder.add(number, metrics)
+        self._best[number] = min(self._best.get(number, math.inf), self._metric_at(number, metrics.steps))
+        for steps in self._rungs:
+            if steps < metrics.steps:
+                self._gone_on[steps].add(number)
+
+    def report(self, number: int, metrics: Metrics, *, may_begin: bool, left_steps: float) -> Decision:
+        """Decide on a trial that has reached a rung before the last.
+
+        Args:
+            number: Of the trial.
+            metrics: Its report.
+            may_begin: Whether there are new trials to begin.
+            left_steps: Optimizer steps left in the budget, those under way included.
+        """
+        self.learn(number, metrics)
+        if (stop := self._stop(number, metrics.steps)) is not None:
+            self._stops[number] = stop
+            return Decision.PRUNE
+        if self._pruning.method != "pareto":
+            self.begin(number, metrics.steps)
+            return Decision.CONTINUE
+        self.wait(number, metrics.steps)
+        if self.choose(may_begin=may_begin, left_steps=left_steps) != number:
+            return Decision.PAUSE
+        self.go_on(number)
+        return Decision.CONTINUE
+
+    def end(self, number: int, *, is_finished: bool) -> Stop | None:
+        """A trial is over; returns why it was stopped."""
+        self._at_work.pop(number, None)
+        self._waiting.pop(number, None)
+        if is_finished:
+            self._finished.add(number)
+        return self._stops.pop(number, None)
+
+    def stop_waiting(self, steps: int, *, by: int) -> dict[int, Stop]:
+        """Those that wait at a rung and need not go on after its newest report, which is of trial `by`."""
+        rung, new = self._ladder.at(steps), self._ladder.row(by, steps)
+        is_hit = np.all(rung.costs[new] <= rung.costs, axis=1) & (rung.metric[new] < rung.metric)
+        is_hit |= rung.metric >= self.floor
+        numbers = [int(number) for number in rung.numbers[is_hit] if self._waiting.get(int(number)) == steps]
+        stops = {number: self._stop(number, steps) for number in numbers if number != by}
+        return {number: stop for number, stop in stops.items() if stop is not None}
+
+    def choose(self, *, may_begin: bool, left_steps: float) -> int | Next:
+        """The waiting trial that is worth the next steps, or what else is.
+
+        Args:
+            may_begin: Whether there are new trials to begin.
+            left_steps: Optimizer steps left in the budget, those under way included.
+        """
+        free = left_steps - sum(self._rungs[-1] - steps for steps in self._at_work.values())
+        by_rung = self._affordable(free)
+        for steps in reversed(by_rung):
+            num, gone_on = len(self._ladder.at(steps).numbers), len(self._gone_on[steps])
+            if (gone_on + 1) * self._pruning.reduction_factor <= num:
+                return self._worthiest(steps, by_rung[steps])[0]
+        if may_begin and free >= self._rungs[-1]:
+            return Next.BEGIN
+        if not by_rung:
+            return Next.NOTHING
+        best = [(*self._worthiest(steps, numbers), steps) for steps, numbers in by_rung.items()]
+        return max(best, key=lambda found: (found[1] / (self._rungs[-1] - found[2]), found[2]))[0]
+
+    def _affordable(self, free: float) -> dict[int, list[int]]:
+        """Rung -> trials that wait there and can still be finished, by rising steps."""
+        found: dict[int, list[int]] = {steps: [] for steps in self._rungs}
+        for number, steps in self._waiting.items():
+            if self._rungs[-1] - steps <= free:
+                found[steps].append(number)
+        return {steps: numbers for steps, numbers in found.items() if numbers}
+
+    def _worthiest(self, steps: int, numbers: Sequence[int]) -> tuple[int, float]:
+        rung = self._ladder.at(steps)
+        waiting, gone_on = self._ladder.rows(numbers, steps), self._ladder.rows(self._gone_on[steps], steps)
+        place, worth = worthiest(rung, waiting, gone_on, self._outlook(steps, np.concatenate([waiting, gone_on])))
+        return numbers[place], worth
+
+    def _outlook(self, steps: int, rows: IntArray) -> Outlook | None:
+        """What is expected of some trials of a rung; None while too few have finished."""
+        rung, last = self._ladder.at(steps), self._ladder.at(self._rungs[-1])
+        key = len(rung.numbers), len(last.numbers)
+        if steps not in self._forecasts or self._forecasts[steps][0] != key:
+            self._forecasts[steps] = key, fit_forecast(rung, last)
+        forecast = self._forecasts[steps][1]
+        return None if forecast is None else outlook(rung, rows, last, forecast)
+
+    def _dominated(self, steps: int, row: int) -> Stop | None:
+        rung = self._ladder.at(steps)
+        rivals = rivals_of(rung, row)
+        expected = self._outlook(steps, np.append(rivals, row)) if len(rivals) else None
+        if expected is None:
+            return None
+        other = dominator(rung, row, rivals, expected, self._pruning.confidence)
+        return None if other is None else stop_by_dominance(rung, row, other)
+
+    def _metric_at(self, number: int, steps: int) -> float:
+        return float(self._ladder.at(steps).metric[self._ladder.row(number, steps)])
+
+    def _stop(self, number: int, steps: int) -> Stop | None:
+        rung, row = self._ladder.at(steps), self._ladder.row(number, steps)
+        match self._pruning.method:
+            case "pareto":
+                is_late = 2 * steps >= self._rungs[-1]
+                if is_late and is_below_floor(rung, row, self.floor, self._pruning.confidence):
+                    return Stop(reason=StopReason.BELOW_FLOOR)
+                return self._dominated(steps, row)
+            case "asha" if asha_stops(rung, row, self._pruning.reduction_factor):
+                return Stop(reason=StopReason.OUTRANKED)
+            case "median" if median_stops(rung, row, self._best[number], frozenset(self._finished)):
+                return Stop(reason=StopReason.OUTRANKED)
+        return None
