@@ -19,6 +19,7 @@ from tuner.config import (
 )
 from tuner.dimensions import Section, options_of
 from tuner.layers import parse_selector
+from tuner.trial import Metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,7 @@ def combination_problems(sections: dict[str, Section]) -> Iterator[tuple[Place, 
     known = _Known(sections)
     yield from _source_problems(known)
     yield from _rung_problems(known)
+    yield from _floor_problems(known)
     yield from _task_problems(known)
     yield from _space_problems(known)
     yield from _quantization_problems(known)
@@ -74,11 +76,28 @@ def _source_problems(known: _Known) -> Iterator[tuple[Place, str]]:
 
 def _rung_problems(known: _Known) -> Iterator[tuple[Place, str]]:
     training, pruning = known.training, known.pruning
+    budget = known.search.budget.steps if known.search else None
+    if training and budget is not None and budget < training.max_steps:
+        yield (
+            ("search", "budget", "steps"),
+            f"must be at least training.max_steps ({training.max_steps}), or no trial could finish, got {budget}",
+        )
     if training and pruning and pruning.min_steps is not None and pruning.min_steps > training.max_steps:
         yield (
             ("pruning", "min_steps"),
             f"must be at most training.max_steps ({training.max_steps}), got {pruning.min_steps}",
         )
+
+
+def _floor_problems(known: _Known) -> Iterator[tuple[Place, str]]:
+    """A floor in the unit of the metric that the sweep names."""
+    if not known.training or not known.objectives or not known.pruning or isinstance(known.pruning.floor, str):
+        return
+    metric, floor = Metric(known.objectives.accuracy or METRICS[known.training.task][0]), known.pruning.floor
+    if metric.is_share and not 0 <= floor <= 1:
+        yield ("pruning", "floor"), f"must lie between 0 and 1 for {metric}, got {floor}"
+    if not metric.is_share and floor < 1:
+        yield ("pruning", "floor"), f"must be at least 1 for {metric}, got {floor}"
 
 
 def _task_problems(known: _Known) -> Iterator[tuple[Place, str]]:

@@ -5,6 +5,7 @@ The docstring under a field is also its line in the YAML reference (`docs/yaml-r
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -193,7 +194,7 @@ class PruningConfig(Section):
     """`pareto` stops a trial if another at the same rung costs no more and is better beyond the noise, and lets the most
     promising go on first. `asha` and `median` look at the metric alone."""
     min_steps: Annotated[int, Field(ge=1)] | None = None
-    """First rung, in steps; an eighth of `training.max_steps` by default."""
+    """First rung, in steps; an eighth of `training.max_steps`, rounded up, by default."""
     reduction_factor: Annotated[int, Field(ge=2)] = 2
     """Each rung is this many times the one before; one of this many trials goes on at once, the others wait for their turn."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
@@ -271,7 +272,7 @@ class SweepConfig(Section):
     def rungs(self) -> tuple[int, ...]:
         """Steps at which trials are evaluated, rising; the last is `training.max_steps`."""
         last = self.training.max_steps
-        step = self.pruning.min_steps or max(1, last // 8)
+        step = self.pruning.min_steps or math.ceil(last / 8)
         rungs = []
         while step < last:
             rungs.append(step)

@@ -5,7 +5,7 @@ reports/quickstart/
     study.journal       every trial; optuna-dashboard opens it
     trials.csv, front.csv, summary.json, report.html, front.png
     adapters/           trial-0007/ in PEFT's format, for the trials on the front
-    checkpoints/        trial-0009/ while a trial runs
+    checkpoints/        trial-0009/ while a trial runs or is paused, or may still be audited
     logs/               one file per worker process
 """
 
@@ -93,21 +93,35 @@ class SweepFolder:
         finally:
             lock.release()
 
-    def settle(self, records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> None:
+    def hand_over(self, from_number: int, to_number: int) -> None:
+        """Give a trial's checkpoint to the one that goes on from it; nothing is done where there is none."""
+        checkpoint = self.checkpoint(from_number)
+        if checkpoint.is_dir():
+            checkpoint.rename(self.checkpoint(to_number))
+
+    def settle(
+        self, records: Sequence[TrialRecord], objectives: Sequence[Objective], *, keep_stopped: bool = False
+    ) -> None:
         """Bring adapters and checkpoints in line with the study; may be repeated at any time.
 
         A finished trial that another one dominates can never return to the front, so its adapter goes.
+
+        Args:
+            records: All that the study knows.
+            objectives: The sweep's.
+            keep_stopped: Leave the checkpoints of stopped trials, for an audit to go on from.
         """
         on_front = {record.number for record in front(records, objectives)}
         for record in records:
-            self._settle(record, is_kept=record.number in on_front)
+            if record.state.is_open:
+                continue
+            may_go_on = keep_stopped and record.state is TrialState.PRUNED and record.spec.is_searched
+            self._settle(record.number, is_kept=record.number in on_front, may_go_on=may_go_on)
 
-    def _settle(self, record: TrialRecord, *, is_kept: bool) -> None:
-        if record.state is TrialState.RUNNING:
-            return
-        checkpoint, adapter = self.checkpoint(record.number), self.adapter(record.number)
+    def _settle(self, number: int, *, is_kept: bool, may_go_on: bool) -> None:
+        checkpoint, adapter = self.checkpoint(number), self.adapter(number)
         if not is_kept:
-            _remove((checkpoint, adapter))
+            _remove((adapter,) if may_go_on else (checkpoint, adapter))
             return
         for trained in sorted(checkpoint.glob("rung-*/adapter")):
             adapter.parent.mkdir(exist_ok=True)

@@ -1,8 +1,10 @@
 """What a report at a rung says about the end, learned from the trials that have got there. Pure; runs on the driver.
 
-A small Gaussian process over a rung's two signals, cross entropy and metric. It need not be monotone: a learning rate that is
-too high is ahead at first, and falls back later. Where a rung says little about the end (in the warm-up, say) the forecast is
-wide, and then nobody is stopped there. Which signal counts for how much is found by the likelihood, anew for each rung.
+The metric now plus what is still to be gained, and that by a small Gaussian process over the rung's two signals, cross entropy
+and metric. It need not be monotone: a learning rate that is too high is ahead at first, and falls back later. Far from all
+that has finished, a trial is expected to gain what others gained: mostly the promising ones finish, and the worst would else
+look like them. Where a rung says little about the end (in the warm-up, say) the forecast is wide, and then nobody is stopped
+there. Which signal counts for how much is found by the likelihood, anew for each rung.
 
 Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), equations 2.23 to 2.25 and 2.30.
 """
@@ -10,6 +12,7 @@ Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,8 +30,8 @@ MOST_LEARNED = 48
 """Finished trials, the last ones begun, that a forecast is learned from: more would cost time and say little."""
 LENGTHS = (0.5, 1.5, 8.0)
 """Distances over which a signal matters, in standard deviations of the rung; the last is "hardly at all"."""
-NOISES = (0.05, 0.25, 0.75)
-"""Shares of the final metric's variance that no signal explains."""
+NOISES = (0.1, 0.3, 0.8)
+"""Shares of the gains' variance that no signal explains."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,9 +61,11 @@ class Forecast:
     noise: float
     """Share of the variance that the signals don't explain."""
     mean: float
-    """Of the final metrics, turned so that lower is better."""
+    """Of the gains, final metric less the metric at the rung, turned so that lower is better."""
     deviation: float
-    """Of the final metrics."""
+    """Of the gains."""
+    spread: float
+    """Standard deviation of a gain far from all that is known."""
 
     def of(self, rung: Rung, rows: IntArray) -> Outlook:
         """What is expected of some trials of the rung, as if none had finished."""
@@ -68,9 +73,8 @@ class Forecast:
         kernel = (1 - self.noise) * _kernel(asked, self.points)
         explained = np.linalg.solve(self.lower, kernel.T)
         variance = np.maximum(1.0 - np.sum(explained**2, axis=0), self.noise)
-        return Outlook(
-            metric=self.mean + self.deviation * (kernel @ self.weights), error=self.deviation * np.sqrt(variance)
-        )
+        gain = self.mean + self.deviation * (kernel @ self.weights)
+        return Outlook(metric=rung.metric[rows] + gain, error=self.spread * np.sqrt(variance))
 
 
 def fit_forecast(rung: Rung, last: Rung) -> Forecast | None:
@@ -86,14 +90,15 @@ def fit_forecast(rung: Rung, last: Rung) -> Forecast | None:
     shared = np.sort(np.intersect1d(rung.numbers, last.numbers, assume_unique=True))[-MOST_LEARNED:]
     if len(shared) < MIN_FINISHED:
         return None
-    signals, target = _signals(rung), last.metric[rows_of(last, shared)]
+    rows, signals = rows_of(rung, shared), _signals(rung)
+    gain = last.metric[rows_of(last, shared)] - rung.metric[rows]
     width = signals.std(axis=0)
     middle, width = signals.mean(axis=0), np.where(width > 0, width, 1.0)
-    known = (signals[rows_of(rung, shared)] - middle) / width
-    mean, deviation = float(target.mean()), float(target.std()) or 1.0
+    known = (signals[rows] - middle) / width
+    mean, deviation = float(gain.mean()), float(gain.std()) or 1.0
     grid = [(np.array(lengths), noise) for lengths in itertools.product(LENGTHS, repeat=2) for noise in NOISES]
-    fits = [_fit(known / lengths, (target - mean) / deviation, noise) for lengths, noise in grid]
-    (_, lower, weights), (lengths, noise) = max(zip(fits, grid, strict=True), key=lambda found: found[0][0])
+    fits = [_fit(known / lengths, (gain - mean) / deviation, noise) for lengths, noise in grid]
+    (_, lower, weights, scale), (lengths, noise) = max(zip(fits, grid, strict=True), key=lambda found: found[0][0])
     return Forecast(
         points=known / lengths,
         lower=lower,
@@ -103,6 +108,7 @@ def fit_forecast(rung: Rung, last: Rung) -> Forecast | None:
         noise=noise,
         mean=mean,
         deviation=deviation,
+        spread=deviation * math.sqrt(scale),
     )
 
 
@@ -118,16 +124,17 @@ def _signals(rung: Rung) -> FloatArray:
     return rung.table[:, [LOSS, METRIC]]
 
 
-def _fit(points: FloatArray, target: FloatArray, noise: float) -> tuple[float, FloatArray, FloatArray]:
-    """(log likelihood up to a constant, Cholesky factor, weights)."""
+def _fit(points: FloatArray, target: FloatArray, noise: float) -> tuple[float, FloatArray, FloatArray, float]:
+    """(log likelihood up to a constant, Cholesky factor, weights, variance at its likeliest)."""
     covariance = (1 - noise) * _kernel(points, points) + noise * np.eye(len(points))
-    lower = np.linalg.cholesky(covariance)
+    lower = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
     half = np.linalg.solve(lower, target)
-    likelihood = -0.5 * float(half @ half) - float(np.log(np.diag(lower)).sum())
-    return likelihood, lower, np.linalg.solve(lower.T, half)
+    scale = max(float(half @ half) / (len(target) - 1), 1e-12)
+    likelihood = -0.5 * len(target) * math.log(scale) - float(np.log(np.diag(lower)).sum())
+    return likelihood, lower, np.asarray(np.linalg.solve(lower.T, half)), scale
 
 
 def _kernel(one: FloatArray, other: FloatArray) -> FloatArray:
     """Squared exponential with unit lengths."""
     squared = np.sum(one**2, axis=1)[:, None] + np.sum(other**2, axis=1)[None, :] - 2 * one @ other.T
-    return np.exp(-0.5 * np.maximum(squared, 0.0))
+    return np.asarray(np.exp(-0.5 * np.maximum(squared, 0.0)))

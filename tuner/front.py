@@ -76,7 +76,7 @@ def objectives_of(config: SweepConfig) -> tuple[Objective, ...]:
 
 
 def front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tuple[TrialRecord, ...]:
-    """The finished trials of the search that no other dominates, cheapest first; baselines stand beside it.
+    """The finished trials of the search that no other dominates, cheapest first; baselines and audits stand beside it.
 
     Raises:
         ValueError: Finished trials had their memory measured in different ways, so that they can't be compared.
@@ -91,8 +91,14 @@ def front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tu
 
 
 def is_candidate(record: TrialRecord) -> bool:
-    """Whether a trial may stand on the front: fully trained, and no baseline."""
-    return record.state is TrialState.COMPLETE and record.last is not None and record.spec.baseline is None
+    """Whether a trial may stand on the front: of the search, and fully trained."""
+    return record.state is TrialState.COMPLETE and record.last is not None and record.spec.is_searched
+
+
+def has_begun(record: TrialRecord) -> bool:
+    """Whether anything was trained; one that was known not to fit before that is none of the sweep's `num_trials`."""
+    ran_out = record.outcome is not None and record.outcome.reason is not None
+    return record.state is not TrialState.INFEASIBLE or record.last is not None or ran_out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

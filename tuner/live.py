@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
 from tuner import metric_text
-from tuner.front import GIB, front, objectives_of
+from tuner.front import GIB, front, has_begun, objectives_of
 from tuner.trial import Baseline, Inspection, Metric, TrialRecord, TrialState, param_text
 
 if TYPE_CHECKING:
@@ -74,27 +74,53 @@ class Progress:
 
 
 def steps_done(records: Sequence[TrialRecord]) -> int:
-    """Optimizer steps of all trials and baselines so far, as far as reported."""
-    return sum(record.last.steps for record in records if record.last)
+    """Optimizer steps of all trials, baselines and audits so far, as far as reported; an audit goes on from the stopped trial."""
+    return sum(max(0, _steps_of(record) - _steps_before(record, records)) for record in records)
+
+
+def _steps_of(record: TrialRecord) -> int:
+    return record.last.steps if record.last else 0
+
+
+def _steps_before(audit: TrialRecord, records: Sequence[TrialRecord]) -> int:
+    """Where an audit goes on; 0 for all that audit nothing."""
+    number = audit.spec.audits
+    return 0 if number is None else next((_steps_of(record) for record in records if record.number == number), 0)
 
 
 def steps_to_come(config: SweepConfig, records: Sequence[TrialRecord]) -> float:
-    """Steps still expected: trials not begun take what ended trials took on average; baselines are never stopped early."""
-    trials = [record for record in records if record.spec.baseline is None]
-    ended = [record for record in trials if record.state is not TrialState.RUNNING]
+    """Steps still expected.
+
+    Trials not begun, running or paused take what ended trials took on average, within the budget. Baselines and audits are
+    never stopped early.
+    """
+    trials = [record for record in records if record.spec.is_searched and has_begun(record)]
+    ended = [record for record in trials if not record.state.is_open]
     mean = steps_done(ended) / len(ended) if ended else float(config.training.max_steps)
-    running = [record for record in trials if record.state is TrialState.RUNNING]
-    rest = sum(max(0.0, mean - (record.last.steps if record.last else 0)) for record in running)
-    return rest + mean * (config.search.num_trials - len(trials)) + _baseline_steps_to_come(config, records)
+    rest = sum(max(0.0, mean - _steps_of(record)) for record in trials if record.state.is_open)
+    rest += mean * max(0, config.search.num_trials - len(trials))
+    if config.search.budget.steps is not None:
+        rest = min(rest, max(0, config.search.budget.steps - steps_done(trials)))
+    return rest + _baseline_steps_to_come(config, records) + _audit_steps_to_come(config, records)
 
 
 def _baseline_steps_to_come(config: SweepConfig, records: Sequence[TrialRecord]) -> int:
     asked, max_steps = config.baselines, config.training.max_steps
     trained = [record for record in records if record.spec.baseline not in {None, Baseline.ZERO_SHOT}]
     num_asked = len(asked.head_only) + len(asked.full) + asked.unquantized_lora
-    running = [record for record in trained if record.state is TrialState.RUNNING]
-    rest = sum(max_steps - (record.last.steps if record.last else 0) for record in running)
+    rest = sum(max_steps - _steps_of(record) for record in trained if record.state.is_open)
     return rest + max_steps * max(0, num_asked - len(trained))
+
+
+def _audit_steps_to_come(config: SweepConfig, records: Sequence[TrialRecord]) -> float:
+    """Of the stopped trials known so far; there may be more at the end."""
+    max_steps = config.training.max_steps
+    stopped = [record for record in records if record.spec.is_searched and record.state is TrialState.PRUNED]
+    audits = [record for record in records if record.spec.audits is not None]
+    running = (record for record in audits if record.state.is_open)
+    rest = sum(max_steps - max(_steps_of(record), _steps_before(record, records)) for record in running)
+    num_to_come = max(0, min(config.pruning.audit, len(stopped)) - len(audits))
+    return rest + (num_to_come * (max_steps - steps_done(stopped) / len(stopped)) if num_to_come else 0.0)
 
 
 class PlainView:
@@ -128,7 +154,7 @@ class PlainView:
 
     def _line(self, record: TrialRecord, records: Sequence[TrialRecord]) -> str:
         _, state, rung, result, params, memory, choices = row(record, self._config)
-        name = record.spec.label if record.spec.baseline else f"trial {record.number:>3}"
+        name = f"trial {record.number:>3}" if record.spec.is_searched else record.spec.label
         parts = [name, f"{state:<8}", f"step {rung}"]
         if record.last:
             parts += [f"{metric_text.name(self._config.metric)} {result}", f"{params} params", memory]
@@ -136,6 +162,8 @@ class PlainView:
             parts.append(choices)
         if record.outcome and record.outcome.reason:
             parts.append(str(record.outcome.reason))
+        elif record.outcome and record.outcome.stop:
+            parts.append(": ".join(filter(None, (record.outcome.stop, record.outcome.detail))))
         left = self._progress.left_s(records)
         return " · ".join([*parts, f"{self._progress.share(records):.0%}", f"{clock_time(left)} left"])
 
@@ -199,8 +227,10 @@ class LiveView:
 
 STYLES = {
     TrialState.RUNNING: "cyan",
+    TrialState.PAUSED: "yellow",
     TrialState.COMPLETE: "green",
     TrialState.PRUNED: "dim",
+    TrialState.INFEASIBLE: "dim red",
     TrialState.FAIL: "red",
 }
 
@@ -231,13 +261,12 @@ def columns(metric: Metric) -> tuple[tuple[str, Literal["left", "right"]], ...]:
 
 def row(record: TrialRecord, config: SweepConfig) -> tuple[str, ...]:
     """A trial's cells, in the order of `columns`; a baseline says what it is before its choices."""
-    last = record.last
-    rung = f"{last.steps if last else 0}/{config.training.max_steps}"
+    last, number = record.last, _number_text(record)
+    rung = f"{_steps_of(record)}/{config.training.max_steps}"
     if record.spec.baseline is Baseline.ZERO_SHOT:
         rung = "0"
     baseline = [str(record.spec.baseline)] if record.spec.baseline else []
     choices = " ".join([*baseline, *(f"{name}={param_text(value)}" for name, value in record.spec.params)])
-    number = f"baseline {-record.number}" if record.spec.baseline else str(record.number)
     state = record.outcome.reason if record.outcome and record.outcome.reason else record.state
     if last is None:
         return (number, str(state), rung, "", "", "", choices)
@@ -246,23 +275,32 @@ def row(record: TrialRecord, config: SweepConfig) -> tuple[str, ...]:
     return (number, str(state), rung, result, f"{last.trainable_params:,}", memory, choices)
 
 
-def visible(records: Sequence[TrialRecord], metric: Metric, *, rows: int) -> list[TrialRecord]:
-    """The trials and baselines worth a row: running ones first, then finished ones, the best first."""
+def _number_text(record: TrialRecord) -> str:
+    if record.spec.audits is not None:
+        return f"audit of {record.spec.audits}"
+    return f"baseline {-record.number}" if record.spec.baseline else str(record.number)
 
-    def place(record: TrialRecord) -> tuple[bool, float]:
-        if record.last is None:
-            return record.state is not TrialState.COMPLETE, math.inf
-        return record.state is not TrialState.COMPLETE, metric.loss(record.last.accuracy)
+
+def visible(records: Sequence[TrialRecord], metric: Metric, *, rows: int) -> list[TrialRecord]:
+    """The trials and what stands beside them worth a row: running ones, then finished, then paused ones, the best first."""
+    order = (TrialState.COMPLETE, TrialState.PAUSED)
+
+    def place(record: TrialRecord) -> tuple[int, float]:
+        rank = order.index(record.state) if record.state in order else len(order)
+        return rank, metric.loss(record.last.accuracy) if record.last else math.inf
 
     running = [record for record in records if record.state is TrialState.RUNNING]
-    ended = [record for record in records if record.state is not TrialState.RUNNING]
-    return [*running, *sorted(ended, key=place)][:rows]
+    others = [record for record in records if record.state is not TrialState.RUNNING]
+    return [*running, *sorted(others, key=place)][:rows]
 
 
 def tally(records: Sequence[TrialRecord], config: SweepConfig) -> str:
-    """How many trials of the search have ended, of how many."""
-    ended = sum(record.state is not TrialState.RUNNING and record.spec.baseline is None for record in records)
-    return f"{ended}/{config.search.num_trials} trials"
+    """How many trials of the search have ended, of how many, and how many wait."""
+    trials = [record for record in records if record.spec.is_searched and has_begun(record)]
+    num_ended = sum(not record.state.is_open for record in trials)
+    num_paused = sum(record.state is TrialState.PAUSED for record in trials)
+    paused = f", {num_paused} paused" if num_paused else ""
+    return f"{num_ended}/{config.search.num_trials} trials{paused}"
 
 
 def clock_time(seconds: float | None) -> str:

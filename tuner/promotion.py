@@ -19,14 +19,11 @@ if TYPE_CHECKING:
 
 MARGIN = 0.1
 """The worst of a rung still counts: the reference point lies this share of the rung's width beyond it."""
-import os
-OPTIMISM = float(os.environ.get("KAPPA", "1"))
+OPTIMISM = 1.0
 """Standard errors by which a forecast is bettered: what may turn out well is tried before what surely will not."""
 
 
-def worthiest(
-    rung: Rung, waiting: IntArray, gone_on: IntArray, outlook: Outlook | None
-) -> tuple[int, float]:
+def worthiest(rung: Rung, waiting: IntArray, gone_on: IntArray, outlook: Outlook | None) -> tuple[int, float]:
     """The waiting trial that may add most to those that went on.
 
     Args:

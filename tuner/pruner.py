@@ -97,7 +97,7 @@ def median_stops(rung: Rung, row: int, best: float, finished: frozenset[int]) ->
         best: The trial's best metric up to this rung, turned so that lower is better.
         finished: Numbers of trials that reached the last rung.
 
-    Source: Golovin et al., Google Vizier (KDD 2017), as in optuna's `MedianPruner` (5.0) with its default of five start-up trials.
+    Source: Golovin et al., Google Vizier (KDD 2017), as in optuna's `MedianPruner` (5.0) with its five start-up trials.
     """
     others = [place for place, number in enumerate(rung.numbers) if int(number) in finished and place != row]
     if len(finished) < MEDIAN_STARTUP_TRIALS or not others:

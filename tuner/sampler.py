@@ -115,8 +115,8 @@ def _state(record: TrialRecord, *, has_values: bool) -> optuna.trial.TrialState:
 
 def _distribution(dimension: Searched) -> BaseDistribution:
     match dimension:
-        case Range(low=int(), high=int()):
-            return IntDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step or 1)
+        case Range(low=int(low), high=int(high), step=step):
+            return IntDistribution(low, high, log=dimension.log, step=int(step or 1))
         case Range():
             return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
         case _:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tuner.errors import ResourcesError
 from tuner.feasibility import too_large
-from tuner.front import GIB, objectives_of
+from tuner.front import GIB, has_begun, objectives_of
 from tuner.journal import Journal, create_journal, open_journal
 from tuner.recommend import baseline_specs, starting_points
 from tuner.sampler import propose
@@ -114,7 +114,9 @@ class Study:
         return spec
 
     def report(self, number: int, metrics: Metrics) -> Decision:
-        """Take in a trial's results at a rung; a repeated report changes nothing, and lets a trial go on that was given out again.
+        """Take in a trial's results at a rung.
+
+        A repeated report changes nothing, and lets a trial go on that was given out again.
 
         Args:
             number: A running trial.
@@ -186,10 +188,11 @@ class Study:
         elif record.state is TrialState.COMPLETE:
             self._scheduler.end(record.number, is_finished=True)
         self._spent_steps += steps
-        self._num_begun += record.state is not TrialState.INFEASIBLE or record.last is not None
+        self._num_begun += has_begun(record)
 
     def _begin(self) -> TrialSpec | None:
         """A new trial; infeasible ones before it are written down as such."""
+        detail = ""
         for _ in range(MOST_INFEASIBLE_IN_A_ROW):
             spec, trial = self._next_point()
             self._journal.write_spec(spec, trial)
@@ -203,8 +206,7 @@ class Study:
             detail, excess_gib = found
             outcome = Outcome(state=TrialState.INFEASIBLE, stop=StopReason.MEMORY, detail=detail)
             self._close(record, outcome, excess_gib)
-        limit = self._config.resources.memory_limit_gib
-        msg = f"resources.memory_limit_gib: {MOST_INFEASIBLE_IN_A_ROW} points in a row need more than {limit:g} GiB; the last: {detail}"
+        msg = f"resources.memory_limit_gib: {MOST_INFEASIBLE_IN_A_ROW} points in a row do not fit; the last: {detail}"
         raise ResourcesError(msg)
 
     def _next_point(self) -> tuple[TrialSpec, optuna.Trial]:

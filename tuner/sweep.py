@@ -16,7 +16,7 @@ from tuner.report import write_report
 from tuner.space import space_problems
 from tuner.study import Study, create_study, open_study
 from tuner.sweep_file import find_line, load_sweep_file, write_sweep_file
-from tuner.trial import Decision, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
+from tuner.trial import Decision, Inspection, Metrics, Outcome, TrialRecord, TrialSpec
 
 if TYPE_CHECKING:
     from tuner.config import SweepConfig
@@ -150,6 +150,8 @@ class _Driver:
         """The next trial."""
         spec = self._study.ask()
         if spec is not None:
+            if spec.audits is not None:
+                self._folder.hand_over(spec.audits, spec.number)
             self._view.update(self._study.records)
         return spec
 
@@ -162,13 +164,14 @@ class _Driver:
     def tell(self, number: int, outcome: Outcome) -> TrialRecord:
         """A trial's end."""
         record = self._study.tell(number, outcome)
-        self._folder.settle(self._study.records, objectives_of(self._config))
+        may_audit = self._config.pruning.audit > 0
+        self._folder.settle(self._study.records, objectives_of(self._config), keep_stopped=may_audit)
         self._view.update(self._study.records)
         self._count_failures(record)
         return record
 
     def _count_failures(self, record: TrialRecord) -> None:
-        has_failed = record.state is TrialState.FAIL
+        has_failed = record.outcome is not None and record.outcome.reason is not None  # out of memory counts too
         self._failures_in_a_row = self._failures_in_a_row + 1 if has_failed else 0
         if self._failures_in_a_row >= self._config.resources.max_failures_in_a_row and record.outcome:
             msg = (
@@ -181,10 +184,11 @@ class _Driver:
 
 def _carry_out(study: Study, trainer: Backend, config: SweepConfig, folder: SweepFolder, view: View) -> Sweep:
     objectives = objectives_of(config)
-    folder.settle(study.records, objectives)
+    folder.settle(study.records, objectives, keep_stopped=config.pruning.audit > 0)
     try:
         with view.watching(config, study.inspection, study.records):
             trainer.run(config, folder.path.absolute(), _Driver(study, config, folder, view))
+        folder.settle(study.records, objectives)  # nothing is left to audit
     finally:
         write_report(folder.path, config, study.inspection, study.records)
     return _sweep(study, config, folder)

@@ -27,7 +27,9 @@ def main() -> None:
         subprocess.run(command, check=True)
         table = _inside(_inside(next(Path(folder).iterdir()).read_bytes(), INNER), TABLE).decode()
     rows = [line.split("\t", 2) for line in table.splitlines() if line]
-    examples = [{"text": text.strip(), "label": "positive" if float(score) > 0 else "negative"} for _, score, text in rows]
+    examples = [
+        {"text": text.strip(), "label": "positive" if float(score) > 0 else "negative"} for _, score, text in rows
+    ]
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text("".join(json.dumps(example) + "\n" for example in examples), encoding="utf-8")
     print(f"{OUT}: {len(examples)} sentences")

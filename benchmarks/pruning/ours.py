@@ -21,8 +21,9 @@ from tuner.trial import Decision, FailReason, Inspection, Metrics, Outcome, Tria
 class World:
     """What all simulated workers of one sweep share: which configuration a trial is, and how far it got."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, rungs: tuple[int, ...]) -> None:
         self.recording = recording
+        self.rungs = rungs
         self.curve_of: dict[int, int] = {}
         self.rungs_done: dict[int, int] = {}
 
@@ -54,8 +55,9 @@ class RecordedWorker:
         curve = self._world.recording.curves[self._world.curve_of[self._number]]
         done = self._world.rungs_done[self._number]
         self._world.rungs_done[self._number] += 1
-        if done < len(curve.reports):
-            return curve.reports[done]
+        reports = [report for report in curve.reports if report.steps in self._world.rungs]
+        if done < len(reports):
+            return reports[done]
         return Outcome(state=TrialState.FAIL, reason=FailReason.LOSS_NOT_FINITE)
 
     def close(self) -> None:
@@ -97,9 +99,14 @@ def tuner_search(recording: Recording, seed: int, changes: dict[str, object] | N
         seed: Of the sampler.
         changes: Dotted key -> value, put over the task's sweep file.
     """
-    every = {"pruning.method": "pareto", "search.sampler": "tpe", "search.seed": seed, "search.num_trials": len(recording.curves)}
+    every = {
+        "pruning.method": "pareto",
+        "search.sampler": "tpe",
+        "search.seed": seed,
+        "search.num_trials": len(recording.curves),
+    }
     config = changed(recording.config, every | (changes or {}))
-    world = World(recording)
+    world = World(recording, config.rungs)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         study = create_study(Path(folder) / "study.journal", config, recording.inspection)
         counting = Counting(study, world)

@@ -103,7 +103,7 @@ def test_nothing_of_a_finished_baseline_stays(tmp_path: Path) -> None:
     assert not folder.adapter(-1).exists()
 
 
-@pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.FAIL])
+@pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.INFEASIBLE, TrialState.FAIL])
 def test_nothing_of_a_stopped_trial_stays(tmp_path: Path, state: TrialState) -> None:
     folder = SweepFolder(tmp_path)
     trained(folder, 0)
@@ -114,13 +114,57 @@ def test_nothing_of_a_stopped_trial_stays(tmp_path: Path, state: TrialState) -> 
     assert not folder.adapter(0).exists()
 
 
-def test_the_checkpoint_of_a_running_trial_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", [TrialState.RUNNING, TrialState.PAUSED])
+def test_the_checkpoint_of_a_trial_that_may_go_on_stays(tmp_path: Path, state: TrialState) -> None:
     folder = SweepFolder(tmp_path)
     trained(folder, 0)
 
-    folder.settle([make_record(0, TrialState.RUNNING)], OBJECTIVES)
+    folder.settle([make_record(0, state, outcome=None)], OBJECTIVES)
 
     assert folder.checkpoint(0).exists()
+
+
+def test_checkpoints_of_stopped_trials_stay_for_an_audit_and_go_at_the_end(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    records = [make_record(0, TrialState.PRUNED), make_record(1, TrialState.INFEASIBLE), make_record(2, accuracy=0.1)]
+    for record in [*records, make_record(3)]:
+        trained(folder, record.number)
+
+    folder.settle([*records, make_record(3)], OBJECTIVES, keep_stopped=True)
+    kept = [folder.checkpoint(number).exists() for number in range(4)]
+    folder.settle([*records, make_record(3)], OBJECTIVES)
+
+    assert kept == [True, False, False, False]
+    assert not folder.checkpoint(0).exists()
+
+
+def test_an_audit_goes_on_from_the_checkpoint_of_the_stopped_trial(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    trained(folder, 7)
+    for _ in range(2):  # a driver that was killed may hand over again
+        folder.hand_over(7, -1)
+
+    assert not folder.checkpoint(7).exists()
+    assert (folder.checkpoint(-1) / "rung-000120" / "adapter").is_dir()
+
+
+def test_an_audit_begins_anew_where_there_is_no_checkpoint(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+
+    folder.hand_over(7, -1)
+
+    assert not folder.checkpoint(-1).exists()
+
+
+def test_nothing_of_an_ended_audit_stays_however_good_it_is(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    trained(folder, -1)
+    audit = make_record(-1, spec=make_spec(-1, audits=0), accuracy=0.99)
+
+    folder.settle([make_record(0, TrialState.PRUNED), audit], OBJECTIVES, keep_stopped=True)
+
+    assert not folder.checkpoint(-1).exists()
+    assert not folder.adapter(-1).exists()
 
 
 def test_settling_twice_changes_nothing(tmp_path: Path) -> None:

@@ -6,8 +6,20 @@ import io
 from collections.abc import Callable
 
 from tests.builders import make_config, make_inspection, make_record, make_spec
-from tuner.live import LiveView, PlainView, Progress, clock_time, headline, row, steps_to_come, tally, visible
-from tuner.trial import Baseline, Metric, TrialState
+from tuner.live import (
+    STYLES,
+    LiveView,
+    PlainView,
+    Progress,
+    clock_time,
+    headline,
+    row,
+    steps_done,
+    steps_to_come,
+    tally,
+    visible,
+)
+from tuner.trial import Baseline, Metric, Outcome, StopReason, TrialRecord, TrialState
 
 CONFIG = make_config()  # 4 trials of 120 steps
 
@@ -40,6 +52,55 @@ def test_what_an_earlier_process_did_does_not_count_into_the_rate() -> None:
     assert progress.left_s(before) is None
 
 
+def paused(number: int, **changes: object) -> TrialRecord:
+    return make_record(number, TrialState.PAUSED, outcome=None, **changes)
+
+
+def never_begun(number: int) -> TrialRecord:
+    outcome = Outcome(state=TrialState.INFEASIBLE, stop=StopReason.MEMORY, detail="too large")
+    return make_record(number, TrialState.INFEASIBLE, curve=(), outcome=outcome)
+
+
+def test_a_paused_trial_is_expected_to_end_where_ended_trials_did() -> None:
+    records = [make_record(0, steps=120), make_record(1, TrialState.PRUNED, steps=60), paused(2, steps=30)]
+
+    assert steps_to_come(CONFIG, records) == (90 - 30) + 1 * 90
+
+
+def test_no_more_steps_are_to_come_than_the_budget_has_left() -> None:
+    search = make_config().search.model_dump() | {"budget": {"steps": 200}}
+
+    assert steps_to_come(make_config(search=search), [make_record(0, steps=120)]) == 80
+
+
+def test_a_trial_that_never_fitted_is_none_of_those_asked_for() -> None:
+    records = [never_begun(0), make_record(1, steps=120)]
+
+    assert tally(records, CONFIG) == "1/4 trials"
+    assert steps_to_come(CONFIG, records) == 3 * 120
+
+
+def test_the_tally_tells_how_many_trials_wait() -> None:
+    assert tally([make_record(0), paused(1), make_record(2, TrialState.RUNNING)], CONFIG) == "1/4 trials, 1 paused"
+
+
+def test_an_audit_goes_on_from_the_stopped_trial_and_is_finished() -> None:
+    config = make_config(pruning={"min_steps": 30, "audit": 3}, search=CONFIG.search.model_dump() | {"num_trials": 2})
+    stopped = [make_record(number, TrialState.PRUNED, steps=30) for number in (0, 1)]
+    audit = make_record(-1, TrialState.RUNNING, spec=make_spec(-1, audits=0), steps=60)
+
+    assert steps_to_come(config, stopped) == 2 * 90
+    assert steps_to_come(config, [*stopped, audit]) == 60 + 90
+    assert steps_done([*stopped, audit]) == 30 + 30 + (60 - 30)
+
+
+def test_an_audit_is_no_trial_of_the_search_and_says_what_it_audits() -> None:
+    audit = make_record(-1, spec=make_spec(-1, audits=7))
+
+    assert tally([audit], CONFIG) == "0/4 trials"
+    assert row(audit, CONFIG)[0] == "audit of 7"
+
+
 def test_running_trials_come_first_then_the_best_finished_ones() -> None:
     records = [
         make_record(0, accuracy=0.5),
@@ -49,6 +110,12 @@ def test_running_trials_come_first_then_the_best_finished_ones() -> None:
     ]
 
     assert [record.number for record in visible(records, Metric.ACCURACY, rows=3)] == [3, 1, 0]
+
+
+def test_paused_trials_come_after_finished_ones_and_before_stopped_ones() -> None:
+    records = [make_record(0, TrialState.PRUNED), paused(1, accuracy=0.6), paused(2, accuracy=0.7), make_record(3)]
+
+    assert [record.number for record in visible(records, Metric.ACCURACY, rows=4)] == [3, 2, 1, 0]
 
 
 def test_of_finished_trials_of_perplexity_the_lowest_comes_first() -> None:
@@ -106,6 +173,23 @@ def test_plain_lines_tell_each_change_once() -> None:
 
     assert stream.getvalue().count("trial   0") == 1
     assert "80.0%" in stream.getvalue()
+
+
+def test_a_plain_line_tells_why_a_trial_was_stopped() -> None:
+    stream = io.StringIO()
+    outcome = Outcome(state=TrialState.PRUNED, stop=StopReason.DOMINATED, detail="trial 3 leads by 0.2")
+    view = PlainView(stream, clock=lambda: 0.0)
+    with view.watching(CONFIG, make_inspection(), []):
+        view.update([make_record(0, TrialState.PRUNED, outcome=outcome), never_begun(1)])
+
+    assert "dominated at its rung: trial 3 leads by 0.2" in stream.getvalue()
+    assert "INFEASIBLE · step 0/120" in stream.getvalue()
+
+
+def test_every_state_has_a_style_of_its_own() -> None:
+    assert set(STYLES) == set(TrialState)
+    assert STYLES[TrialState.PAUSED] == "yellow"
+    assert len(set(STYLES.values())) == len(STYLES)
 
 
 def test_a_failed_trials_row_says_why() -> None:

@@ -22,15 +22,17 @@ from tuner.exporting import is_as_reported
 from tuner.report import write_report
 from tuner.report.axes import clipped, log_ticks, stretched
 from tuner.report.data import ReportData, Standing, build_report_data
-from tuner.report.figures import curve_figures, front_figures, hover, param_figures
+from tuner.report.figures import BACK_TO_FRONT, curve_figures, front_figures, hover, param_figures
 from tuner.report.labels import Font, place_labels
+from tuner.report.listing import trials_table
 from tuner.report.page import build_cards, export_command, report_html
 from tuner.report.picture import front_png
 from tuner.report.settings import settings
+from tuner.report.stopping import audit_text, savings, stop_counts
 from tuner.report.tables import front_csv, summary_json, trials_csv
-from tuner.report.views import build_views
+from tuner.report.views import STYLES, build_views, legend_of
 from tuner.report.words import dimension_of, duration, headline, short_count
-from tuner.trial import Baseline, FailReason, MemoryKind, Metric, Outcome, TrialRecord, TrialState
+from tuner.trial import Baseline, FailReason, MemoryKind, Metric, Outcome, StopReason, TrialRecord, TrialState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 FILES = ("trials.csv", "front.csv", "summary.json", "report.html", "front.png")
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
+PAUSED, INFEASIBLE = TrialState.PAUSED, TrialState.INFEASIBLE
 
 
 def sampled(number: int, r: int = 8, learning_rate: float = 0.001) -> tuple[tuple[str, int | float], ...]:
@@ -71,6 +74,33 @@ def small_sweep() -> list[TrialRecord]:
         make_record(4, PRUNED, spec=make_spec(4, params=sampled(4)), steps=30, accuracy=0.9, train_s=8.0),
         failed(5),
     ]
+
+
+def stopped(number: int, reason: StopReason | None = StopReason.DOMINATED, detail: str = "") -> TrialRecord:
+    """Stopped at step 30 with 50 %."""
+    outcome = Outcome(state=PRUNED, stop=reason, detail=detail)
+    spec = make_spec(number, params=sampled(number))
+    return make_record(number, PRUNED, spec=spec, outcome=outcome, steps=30, accuracy=0.5, trainable_params=5_000)
+
+
+def audit(number: int, of: TrialRecord, accuracy: float = 0.9) -> TrialRecord:
+    """Finishes a stopped trial after all."""
+    assert of.last
+    spec = make_spec(number, params=of.spec.params, audits=of.number)
+    curve = (of.last, replace(of.last, steps=120, accuracy=accuracy))
+    return make_record(number, spec=spec, curve=curve)
+
+
+def too_large(number: int, detail: str = "takes 9 GiB", reason: FailReason | None = None) -> TrialRecord:
+    """Known not to fit before it began, or out of memory."""
+    outcome = Outcome(state=INFEASIBLE, stop=StopReason.MEMORY, reason=reason, detail=detail)
+    return make_record(number, INFEASIBLE, curve=(), outcome=outcome)
+
+
+def audited_sweep() -> list[TrialRecord]:
+    """The small sweep, with three more stopped trials; of them 6 would have reached the front and 7 would not."""
+    more = [stopped(6), stopped(7, StopReason.BELOW_FLOOR, detail="x < y"), stopped(8, StopReason.BUDGET)]
+    return [*small_sweep(), *more, audit(-1, more[0]), audit(-2, more[1], accuracy=0.6)]
 
 
 def four_baselines() -> list[TrialRecord]:
@@ -156,7 +186,9 @@ def test_the_three_picks_follow_their_rules() -> None:
 
 
 def test_states_are_counted_with_zeros() -> None:
-    assert build(small_sweep()).num_by_state == {RUNNING: 0, COMPLETE: 4, PRUNED: 1, FAIL: 1}
+    counts = build(small_sweep()).num_by_state
+
+    assert counts == {RUNNING: 0, PAUSED: 0, COMPLETE: 4, PRUNED: 1, INFEASIBLE: 0, FAIL: 1}
 
 
 def test_stopping_early_saves_the_steps_that_were_left() -> None:
@@ -191,6 +223,22 @@ def test_a_baseline_is_neither_on_the_front_nor_counted_among_the_trials() -> No
     assert sum(data.num_by_state.values()) == 6
 
 
+def test_an_audit_is_neither_on_the_front_nor_counted_among_the_trials() -> None:
+    data = build(audited_sweep())
+
+    assert [row.number for row in data.front] == [0, 1, 3]
+    assert [(row.mark, row.standing) for row in data.audits] == [("A6", Standing.AUDIT), ("A7", Standing.AUDIT)]
+    assert (data.num_by_state[COMPLETE], data.num_by_state[PRUNED]) == (4, 4)
+    assert data.budget.steps == 4 * 120 + 4 * 30
+
+
+def test_a_trial_that_waits_and_one_that_does_not_fit_have_standings_of_their_own() -> None:
+    data = build([make_record(0, PAUSED, outcome=None), too_large(1), failed(2)])
+
+    assert [row.standing for row in data.rows] == [Standing.PAUSED, Standing.INFEASIBLE, Standing.FAILED]
+    assert data.num_begun == 2
+
+
 def test_baselines_stay_out_of_the_steps_saved_and_have_a_budget_of_their_own() -> None:
     alone, beside = build(small_sweep()), build([*small_sweep(), *four_baselines()])
 
@@ -219,10 +267,18 @@ def test_trials_csv_is_exactly_this() -> None:
 
     assert trials_csv(build(records)) == (
         "number,state,baseline,steps,accuracy,standard_error,loss,trainable_params,peak_memory_gib,memory_kind,train_s,"
-        "seed,r,learning_rate,reason\n"
-        "0,COMPLETE,,120,0.845,0.018095,0.6,1000,0.097656,measured: CPU allocated,30.0,0,8,0.001,\n"
-        "1,FAIL,,,,,,,,,,0,8,0.001,out of memory\n"
+        "seed,r,learning_rate,reason,stop,audits\n"
+        "0,COMPLETE,,120,0.845,0.018095,0.6,1000,0.097656,measured: CPU allocated,30.0,0,8,0.001,,,\n"
+        "1,FAIL,,,,,,,,,,0,8,0.001,out of memory,,\n"
     )
+
+
+def test_trials_csv_says_why_trials_were_stopped_and_what_was_audited() -> None:
+    rows = read(trials_csv(build([*audited_sweep(), too_large(9)])))
+
+    assert [row["stop"] for row in rows[4:8]] == ["", "", "dominated at its rung", "no better than the floor"]
+    assert rows[9]["stop"] == "more memory than the limit"
+    assert [(row["number"], row["audits"]) for row in rows[10:]] == [("-1", "6"), ("-2", "7")]
 
 
 def test_front_csv_has_no_reason_and_is_sorted_by_cost() -> None:
@@ -252,10 +308,12 @@ def test_summary_json_holds_the_sweep_in_numbers() -> None:
         "tuner_version": "1.2.3",
         "metric": "accuracy",
         "objectives": ["accuracy", "trainable_params", "peak_memory_gib"],
-        "states": {"RUNNING": 0, "COMPLETE": 4, "PRUNED": 1, "FAIL": 1},
+        "states": {"RUNNING": 0, "PAUSED": 0, "COMPLETE": 4, "PRUNED": 1, "INFEASIBLE": 0, "FAIL": 1},
         "front": [0, 1, 3],
         "picks": {"knee": 1, "most-accurate": 3, "cheapest-within:0.01": 1},
         "baselines": [],
+        "stops": dict.fromkeys(StopReason, 0),
+        "audit": None,
         "steps": {"spent": 510, "without_pruning": 600},
         "memory_kind": "measured: CPU allocated",
         "num_validation": 400,
@@ -292,6 +350,19 @@ def test_summary_json_lists_the_baselines_with_their_results() -> None:
     assert (full["number"], full["accuracy"], full["trainable_params"]) == (-3, 0.88, 22_700_000)
 
 
+def test_summary_json_tells_what_the_audit_found() -> None:
+    summary = json.loads(summary_json(build(audited_sweep())))
+
+    assert summary["stops"]["dominated at its rung"] == summary["stops"]["not worth the rest of the budget"] == 1
+    assert {name: summary["audit"][name] for name in ("num_stopped", "num_audited", "on_front", "steps")} == {
+        "num_stopped": 4,
+        "num_audited": 2,
+        "on_front": [6],
+        "steps": 180,
+    }
+    assert summary["audit"]["share_on_front_interval"] == pytest.approx([0.0126, 0.9874], abs=1e-4)
+
+
 # Words
 
 
@@ -306,6 +377,9 @@ def test_the_headline_weighs_the_best_against_the_cheapest_near_it() -> None:
 def test_the_headline_of_a_sweep_without_a_finished_trial_says_so() -> None:
     assert (
         headline(build([failed(0), make_record(1, PRUNED)])) == "No trial has finished yet (1 stopped early, 1 failed)."
+    )
+    assert (
+        headline(build([make_record(0, PAUSED), too_large(1)])) == "No trial has finished yet (1 paused, 1 too large)."
     )
     assert headline(build([])) == "No trial has finished yet."
 
@@ -360,6 +434,51 @@ def test_durations_are_told_in_a_fitting_unit(seconds: float, text: str) -> None
 @pytest.mark.parametrize(("number", "text"), [(0.5, "0.5"), (12_340, "12.34k"), (2_000_000, "2M")])
 def test_large_counts_are_shortened(number: float, text: str) -> None:
     assert short_count(number) == text
+
+
+def test_the_savings_are_told_of_the_trials_that_were_begun() -> None:
+    assert savings(build([*small_sweep(), too_large(6)])) == (
+        "1 of 6 trials was stopped before the last rung. That saved 90 of 600 steps (15.0%)."
+    )
+
+
+def test_stopped_trials_are_counted_by_reason_and_old_journals_have_none() -> None:
+    counts = {text: number for number, text in stop_counts(build([*audited_sweep(), too_large(9)]))}
+
+    assert counts == {
+        "dominated by another trial at the same rung": 1,
+        "no better than the floor after half of the steps": 1,
+        "not worth the rest of the budget": 1,
+        "too large for the memory, not counted above": 1,
+        "for a reason that this journal does not hold": 1,
+    }
+
+
+def test_an_audit_is_told_with_what_it_says_of_all_stopped_trials() -> None:
+    text = audit_text(build(audited_sweep()))
+
+    assert text.startswith("The audit finished 2 of 4 stopped trials after all, drawn at random. ")
+    assert "1 would have stood on the front" in text
+    assert "That is 50.0% (95% interval 1.3% to 98.7%), or about 2.0 (95% interval 1.0 to 3.0) of all" in text
+    assert text.endswith("The audit took 180 steps of its own.")
+
+
+def test_an_audit_of_all_stopped_trials_is_told_as_no_estimate() -> None:
+    one = stopped(6)
+
+    text = audit_text(build([finished(0, 0.8, 10), one, audit(-1, one)]))
+
+    assert "finished every stopped trial after all (1), so that nothing here is an estimate" in text
+    assert "interval" not in text
+
+
+def test_where_there_is_no_audit_the_report_says_how_to_ask_for_one() -> None:
+    asked = make_config(pruning={"min_steps": 30, "audit": 3})
+    lost = replace(audit(-1, stopped(6)), state=FAIL, outcome=Outcome(state=FAIL, reason=FailReason.EXCEPTION))
+
+    assert "set pruning.audit" in audit_text(build(small_sweep()))
+    assert "(pruning.audit: 3) has ended yet" in audit_text(build(small_sweep(), asked))
+    assert audit_text(build([stopped(6), lost])) == "The audit finished none of the stopped trials: 1 failed."
 
 
 def test_a_fixed_setting_is_no_dimension() -> None:
@@ -485,6 +604,22 @@ def test_a_label_without_room_is_left_out() -> None:
     assert place_labels([(0.0, 0.0)], ["1"], Font(digit=8, height=12, gaps=(6,)), others=crowd) == (None,)
 
 
+def test_audits_are_drawn_beside_the_front_and_take_no_part_in_its_line() -> None:
+    alone, _ = build_views(build(small_sweep()))
+    view, _ = build_views(build(audited_sweep()))
+
+    assert [point.y for point in view.of(Standing.AUDIT)] == [90, 60]
+    assert view.line == alone.line
+    assert Standing.AUDIT in legend_of(build(audited_sweep()))
+    assert Standing.AUDIT not in legend_of(build(small_sweep()))
+
+
+@pytest.mark.parametrize("standing", Standing)
+def test_every_standing_has_a_style_of_its_own_and_a_place_among_the_curves(standing: Standing) -> None:
+    assert [other for other in Standing if STYLES[other] == STYLES[standing]] == [standing]
+    assert standing in BACK_TO_FRONT
+
+
 # Page
 
 
@@ -558,6 +693,43 @@ def test_a_baseline_that_failed_is_among_the_failed_ones() -> None:
 
     assert "Baseline 1 (full fine-tuning) out of memory, before its first evaluation" in Page(report_html(data)).text
     assert build_views(data)[0].of(Standing.BASELINE) == ()
+
+
+def test_the_page_tells_what_stopping_early_cost_with_a_table_of_the_audit() -> None:
+    page = Page(report_html(build(audited_sweep())))
+
+    text = " ".join(page.text.split())
+    assert "What stopping early cost 4 of 9 trials were stopped" in text
+    assert "A6 COMPLETE audit 30 dominated at its rung 50.0 ± 2.5 90.0 ± 2.5 yes" in spaces(text)
+    assert "Trial 7 at step 30, no better than the floor: x < y" in text
+    assert page.tags.count("table") == 2
+
+
+def test_a_page_where_nothing_was_stopped_says_nothing_of_it() -> None:
+    text = Page(report_html(build([finished(0, 0.8, 10), failed(1)]))).text
+
+    assert "stopping early cost" not in text
+    assert "udit" not in text
+
+
+def test_the_table_of_trials_says_why_one_was_stopped_or_does_not_fit() -> None:
+    table = trials_table(build([stopped(0, detail="trial 3 leads"), too_large(1), failed(2), finished(3, 0.8, 10)]))
+
+    assert table.head[-1] == ("Ended early", "")
+    assert [cells[-1].text for _, cells in table.rows] == [
+        "dominated at its rung",
+        "more memory than the limit",
+        "out of memory",
+        "",
+    ]
+    assert [cells[-1].title for _, cells in table.rows] == ["trial 3 leads", "takes 9 GiB", "", ""]
+
+
+def test_a_trial_that_ran_out_of_memory_is_told_among_the_failed_ones_with_its_text() -> None:
+    text = Page(report_html(build([too_large(0, "Traceback ...", FailReason.OUT_OF_MEMORY)]))).text
+
+    assert "Trial 0 out of memory, before its first evaluation" in text
+    assert "Traceback ..." in text
 
 
 def test_the_page_of_a_language_model_names_its_metric_and_no_classes() -> None:
@@ -645,6 +817,13 @@ def test_markup_in_a_failure_is_shown_not_run() -> None:
     assert "</pre><script>alert(1)</script>" in Page(html).text
 
 
+def test_markup_in_the_evidence_for_a_stop_is_shown_not_run() -> None:
+    html = report_html(build([stopped(0, detail='"><script>alert(1)</script>')]))
+
+    assert "<script>alert(1)" not in html
+    assert '"><script>alert(1)</script>' in Page(html).text
+
+
 def test_markup_in_a_name_can_not_leave_the_figures() -> None:
     config = make_config()
     space = config.search.space.model_dump() | {"target_modules": {"choices": {"</script><b>": ["query"]}}}
@@ -695,8 +874,23 @@ def test_the_picture_is_drawn_with_baselines_and_for_perplexity() -> None:
         four_baselines(),
         four_baselines()[:1],
         [*small_sweep(), *four_baselines()],
+        [make_record(0, PAUSED), too_large(1)],
+        [stopped(6), audit(-1, stopped(6))],
+        audited_sweep(),
     ],
-    ids=["none", "failed", "running", "pruned", "small sweep", "baselines", "zero-shot", "baselines and small sweep"],
+    ids=[
+        "none",
+        "failed",
+        "running",
+        "pruned",
+        "small sweep",
+        "baselines",
+        "zero-shot",
+        "baselines and small sweep",
+        "paused and too large",
+        "audit without finished trials",
+        "audited",
+    ],
 )
 def test_all_files_are_written_whatever_the_trials_came_to(tmp_path: Path, records: list[TrialRecord]) -> None:
     paths = write_report(tmp_path, make_config(), make_inspection(), records)

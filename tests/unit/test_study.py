@@ -13,11 +13,12 @@ from tests.sweeps import small_config
 from tuner.config import SweepConfig
 from tuner.errors import FolderError
 from tuner.study import Study, create_study, open_study
-from tuner.trial import Baseline, Decision, FailReason, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
+from tuner.trial import Baseline, Decision, FailReason, MemoryKind, Metrics, Outcome, StopReason, TrialSpec, TrialState
 
 INSPECTION = make_inspection()
 BASELINES = {"baselines": {"head_only": [0.01], "full": [1e-05]}}
 START = {"search.start": "recommended"}
+COST: dict[str, Any] = {"trainable_params": 10, "peak_memory_bytes": 10, "num_validation": 400}
 
 
 def begin(folder: Path, changes: dict[str, Any] | None = None) -> tuple[Study, SweepConfig]:
@@ -38,6 +39,15 @@ def asked(study: Study) -> TrialSpec:
 def finish(study: Study, *, accuracy: float = 0.5, memory_kind: MemoryKind = MemoryKind.CPU_ALLOCATED) -> TrialSpec:
     spec = asked(study)
     study.report(spec.number, make_metrics(steps=8, accuracy=accuracy, memory_kind=memory_kind))
+    study.tell(spec.number, Outcome(state=TrialState.COMPLETE))
+    return spec
+
+
+def climb(study: Study, *, accuracy: float) -> TrialSpec:
+    """A trial that reports the same at every rung and is let go on, whatever the study says."""
+    spec = asked(study)
+    for steps in (2, 4, 8):
+        study.report(spec.number, make_metrics(steps=steps, accuracy=accuracy, loss=1 - accuracy, **COST))
     study.tell(spec.number, Outcome(state=TrialState.COMPLETE))
     return spec
 
@@ -91,7 +101,7 @@ def test_a_reopened_study_draws_the_points_that_an_uninterrupted_one_would(tmp_p
 
 
 def test_a_reopened_study_gives_out_unfinished_trials_first(tmp_path: Path) -> None:
-    study, config = begin(tmp_path)
+    study, config = begin(tmp_path, {"pruning.method": "none"})
     finish(study)
     running = asked(study)
     study.report(running.number, make_metrics(steps=2))
@@ -135,12 +145,16 @@ def test_the_last_rung_finishes_a_trial_however_bad_it_is(tmp_path: Path) -> Non
 
 
 def test_a_dominated_trial_is_pruned_at_its_rung(tmp_path: Path) -> None:
-    study, _ = begin(tmp_path)
-    good, bad = asked(study), asked(study)
-    cost: dict[str, Any] = {"steps": 2, "trainable_params": 10, "peak_memory_bytes": 10, "num_validation": 400}
+    study, _ = begin(tmp_path, {"search.num_trials": 12})
+    for place in range(8):
+        climb(study, accuracy=0.8 - place / 100)
 
-    assert study.report(good.number, make_metrics(accuracy=0.8, loss=0.2, **cost)) is Decision.CONTINUE
-    assert study.report(bad.number, make_metrics(accuracy=0.2, loss=0.8, **cost)) is Decision.PRUNE
+    bad = asked(study)
+
+    assert study.report(bad.number, make_metrics(steps=2, accuracy=0.2, loss=0.8, **COST)) is Decision.PRUNE
+    assert study.tell(bad.number, Outcome(state=TrialState.PRUNED)).outcome == Outcome(
+        state=TrialState.PRUNED, stop=StopReason.DOMINATED, detail="trial 0 costs no more and leads by 0.6 ± 0.028"
+    )
 
 
 def test_the_journal_holds_the_states_and_values_that_optuna_understands(tmp_path: Path) -> None:
@@ -276,9 +290,6 @@ def test_the_sampler_does_not_see_the_baselines(tmp_path: Path, sampler: str) ->
     assert [finish(with_them) for _ in range(4)] == [finish(without) for _ in range(4)]
 
 
-COST: dict[str, Any] = {"trainable_params": 10, "peak_memory_bytes": 10, "num_validation": 400}
-
-
 def test_a_baseline_is_never_pruned_and_finishes_at_the_last_step(tmp_path: Path) -> None:
     study, _ = begin(tmp_path, {"baselines": {"full": [1e-05]}})
     baseline, trial = asked(study), asked(study)
@@ -293,7 +304,7 @@ def test_no_trial_is_compared_with_a_baseline(tmp_path: Path) -> None:
     baseline, trial = asked(study), asked(study)
     study.report(baseline.number, make_metrics(steps=2, accuracy=0.9, loss=0.1, **COST))
 
-    assert study.report(trial.number, make_metrics(steps=2, accuracy=0.1, loss=2.0, **COST)) is Decision.CONTINUE
+    assert study.report(trial.number, make_metrics(steps=2, accuracy=0.1, loss=2.0, **COST)) is Decision.PAUSE
 
 
 def test_a_model_as_it_is_has_finished_with_its_first_report(tmp_path: Path) -> None:
@@ -365,22 +376,22 @@ def test_a_driver_killed_while_it_asked_for_a_baseline_loses_nothing(tmp_path: P
 def test_a_starting_point_that_a_killed_driver_had_taken_is_asked_again(tmp_path: Path) -> None:
     config = small_config(tmp_path, {"search.start": "recommended"})
     study = create_study(tmp_path / "study.journal", config, make_inspection())
-    study._study.ask()
-    taken = study._study.get_trials()[0].system_attrs["fixed_params"]
+    study._journal.begin()
+    taken = in_journal(tmp_path, config.name).get_trials()[0].system_attrs["fixed_params"]
 
     resumed = open_study(tmp_path / "study.journal", config)
     first = resumed.ask()
 
     assert first is not None
     assert dict(first.params).items() >= taken.items()
-    states = [trial.state for trial in resumed._study.get_trials(deepcopy=False)]
+    states = [trial.state for trial in in_journal(tmp_path, config.name).get_trials()]
     assert states.count(optuna.trial.TrialState.RUNNING) == 1
 
 
 def test_reading_a_study_changes_nothing_in_it(tmp_path: Path) -> None:
     config = small_config(tmp_path, {"search.start": "recommended"})
     study = create_study(tmp_path / "study.journal", config, make_inspection())
-    study._study.ask()
+    study._journal.begin()
     before = (tmp_path / "study.journal").read_bytes()
 
     assert open_study(tmp_path / "study.journal", config).records == ()

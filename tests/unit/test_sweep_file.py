@@ -43,7 +43,7 @@ BAD_VALUES = [
     (
         {"search.num_trails": 4},
         "search.num_trails",
-        "is no known key; did you mean 'num_trials'? known here: num_trials, sampler, seed, start, space",
+        "is no known key; did you mean 'num_trials'? known here: num_trials, sampler, seed, start, budget, space",
         "num_trails: 4",
     ),
     (

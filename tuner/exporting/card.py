@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from tuner import metric_text
+from tuner.front import has_begun
 from tuner.lora import Bias, Init
 from tuner.trial import Metric, TrialSpec, param_text
 
@@ -45,7 +46,7 @@ def model_card(sweep: Sweep, record: TrialRecord, pick: str) -> str:
         others=[_result(Metric(name), value) for name, value in metrics.others],
         is_classified=sweep.config.training.task == "classification",
         choices=_choices(record.spec),
-        num_trials=sum(known.spec.baseline is None for known in sweep.records),
+        num_trials=sum(known.spec.is_searched and has_begun(known) for known in sweep.records),
         pick=pick,
         version=metadata.version("tuner"),
     )

@@ -8,8 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuner import metric_text
-from tuner.front import Objective, Pick, front, objectives_of
-from tuner.trial import Baseline, Inspection, MemoryKind, Metric, Metrics, ParamValue, TrialRecord, TrialState
+from tuner.front import Objective, Pick, front, has_begun, objectives_of
+from tuner.report.audit import Audit, build_audit
+from tuner.trial import (
+    Baseline,
+    Inspection,
+    MemoryKind,
+    Metric,
+    Metrics,
+    ParamValue,
+    StopReason,
+    TrialRecord,
+    TrialState,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,15 +38,20 @@ class Standing(enum.StrEnum):
     FINISHED = "finished"
     STOPPED = "stopped early"
     FAILED = "failed"
+    INFEASIBLE = "does not fit"
     RUNNING = "running"
+    PAUSED = "paused"
     BASELINE = "baseline"
+    AUDIT = "audit"
 
 
 STANDINGS = {
     TrialState.COMPLETE: Standing.FINISHED,
     TrialState.PRUNED: Standing.STOPPED,
     TrialState.FAIL: Standing.FAILED,
+    TrialState.INFEASIBLE: Standing.INFEASIBLE,
     TrialState.RUNNING: Standing.RUNNING,
+    TrialState.PAUSED: Standing.PAUSED,
 }
 
 
@@ -46,26 +62,38 @@ class Row:
     record: TrialRecord
     """All that the study knows of it."""
     standing: Standing
-    """FRONT where it is on the front, BASELINE for every baseline, else after its state."""
+    """FRONT where it is on the front, BASELINE for every baseline and AUDIT for every audit, else after its state."""
 
     @property
     def number(self) -> int:
-        """Optuna's trial number; below 0 for baselines."""
+        """Optuna's trial number; below 0 for baselines and audits."""
         return self.record.number
 
     @property
     def baseline(self) -> Baseline | None:
-        """What the baseline is; None for a trial of the search."""
+        """What the baseline is; None for all that is none."""
         return self.record.spec.baseline
 
     @property
+    def audits(self) -> int | None:
+        """Number of the stopped trial that it finishes; None for all but audits."""
+        return self.record.spec.audits
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether it is a trial of the search."""
+        return self.record.spec.is_searched
+
+    @property
     def mark(self) -> str:
-        """The shortest name, for plots and tables: `7`, or `B1` for a baseline."""
+        """The shortest name, for plots and tables: `7`, `B1` for a baseline, or `A7` for the audit of trial 7."""
+        if self.audits is not None:
+            return f"A{self.audits}"
         return f"B{-self.number}" if self.baseline else str(self.number)
 
     @property
     def label(self) -> str:
-        """Its name at the start of a line: `Trial 7`, or `Baseline 1 (full fine-tuning)`."""
+        """Its name at the start of a line: `Trial 7`, `Baseline 1 (full fine-tuning)` or `Audit of trial 7`."""
         words = self.record.spec.label
         return words[0].upper() + words[1:]
 
@@ -86,13 +114,20 @@ class Row:
 
     @property
     def reason(self) -> str:
-        """Why it failed, in a few words; empty if it did not."""
+        """What went wrong, in a few words; empty if nothing did."""
         outcome = self.record.outcome
         return outcome.reason.value if outcome and outcome.reason else ""
 
     @property
+    def stop(self) -> StopReason | None:
+        """Why it was stopped or does not fit; None if neither, or if the journal is from before reasons were kept."""
+        if self.record.state is TrialState.INFEASIBLE:
+            return StopReason.MEMORY
+        return self.record.outcome.stop if self.record.outcome else None
+
+    @property
     def detail(self) -> str:
-        """The failure's text and traceback; may be empty."""
+        """The failure's text and traceback, or the evidence for a stop; may be empty."""
         return self.record.outcome.detail if self.record.outcome else ""
 
 
@@ -138,7 +173,7 @@ class ReportData:
     version: str
     """tuner's."""
     rows: tuple[Row, ...]
-    """Every trial by number, then the baselines."""
+    """Every trial by number, then the baselines, then the audits."""
     front: tuple[Row, ...]
     """Those on the front, cheapest first."""
     picks: tuple[PickedRow, ...]
@@ -150,11 +185,13 @@ class ReportData:
     memory_kind: MemoryKind | None
     """How the peaks were found; None before any trial reported."""
     peak_memory_bytes: int
-    """The largest peak of all trials and baselines; 0 before any reported."""
+    """The largest peak of all trials, baselines and audits; 0 before any reported."""
     budget: Budget
     """What the search cost."""
     baseline_budget: Budget
     """What the baselines cost beside it."""
+    audit: Audit | None
+    """What stopping early has lost; None where no audit has ended."""
 
     @property
     def metric(self) -> Metric:
@@ -164,7 +201,12 @@ class ReportData:
     @property
     def trials(self) -> tuple[Row, ...]:
         """The trials of the search, by number."""
-        return tuple(row for row in self.rows if not row.baseline)
+        return tuple(row for row in self.rows if row.is_searched)
+
+    @property
+    def num_begun(self) -> int:
+        """Trials of the search that were begun; the others were known not to fit."""
+        return sum(has_begun(row.record) for row in self.trials)
 
     @property
     def baselines(self) -> tuple[Row, ...]:
@@ -172,9 +214,19 @@ class ReportData:
         return tuple(row for row in self.rows if row.baseline)
 
     @property
+    def audits(self) -> tuple[Row, ...]:
+        """The audits, in the order in which they ran."""
+        return tuple(row for row in self.rows if row.audits is not None)
+
+    @property
+    def stopped(self) -> tuple[Row, ...]:
+        """The trials of the search that were stopped early."""
+        return self.rows_of(Standing.STOPPED)
+
+    @property
     def failed(self) -> tuple[Row, ...]:
-        """The trials and baselines that failed."""
-        return tuple(row for row in self.rows if row.record.state is TrialState.FAIL)
+        """All with which something went wrong, out of memory included."""
+        return tuple(row for row in self.rows if row.reason)
 
     @property
     def num_by_state(self) -> dict[TrialState, int]:
@@ -195,7 +247,7 @@ def build_report_data(
     Args:
         config: The sweep.
         inspection: What a worker found in the data.
-        records: Every trial and baseline of the study, in any order.
+        records: Every trial, baseline and audit of the study, in any order.
         folder: The sweep's folder, as a command would name it.
         version: tuner's.
 
@@ -219,8 +271,9 @@ def build_report_data(
         others=tuple(dict.fromkeys(Metric(name) for row in rows if row.last for name, _ in row.last.others)),
         memory_kind=_memory_kind(records),
         peak_memory_bytes=max((record.last.peak_memory_bytes for record in records if record.last), default=0),
-        budget=_budget([record for record in records if not record.spec.baseline], config.training.max_steps),
+        budget=_budget([record for record in records if record.spec.is_searched], config.training.max_steps),
         baseline_budget=_budget([record for record in records if record.spec.baseline], config.training.max_steps),
+        audit=build_audit(records, objectives),
     )
 
 
@@ -240,8 +293,8 @@ def pick_rules(metric: Metric) -> tuple[tuple[str, str], ...]:
 
 
 def _row(record: TrialRecord, on_front: set[int]) -> Row:
-    if record.spec.baseline:
-        return Row(record=record, standing=Standing.BASELINE)
+    if not record.spec.is_searched:
+        return Row(record=record, standing=Standing.BASELINE if record.spec.baseline else Standing.AUDIT)
     standing = Standing.FRONT if record.number in on_front else STANDINGS[record.state]
     return Row(record=record, standing=standing)
 

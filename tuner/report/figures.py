@@ -36,7 +36,7 @@ NARROW_PX = (280, 310)
 TEXT_POSITIONS = {(-1, 1): "top left", (1, -1): "bottom right", (-1, -1): "bottom left", (1, 1): "top right"}
 RATIO_FOR_LOG = 20
 """Losses and perplexities that lie further apart get a logarithmic axis."""
-BACK_TO_FRONT = (Standing.RUNNING, Standing.FAILED, *reversed(LEGEND))
+BACK_TO_FRONT = (Standing.PAUSED, Standing.RUNNING, Standing.INFEASIBLE, Standing.FAILED, *reversed(LEGEND))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,7 +241,9 @@ def hover(data: ReportData, row: Row, at: Metrics | None = None) -> str:
         at: The report to tell of; its newest by default.
     """
     at = at or row.last
-    lines = [f"<b>{row.label}</b>{'' if row.baseline else f' {row.standing.value}'}"]
+    lines = [f"<b>{row.label}</b>{f' {row.standing.value}' if row.is_searched else ''}"]
+    if row.stop:
+        lines.append(html.escape(row.stop))
     if at:
         lines.append(f"{metric_text.name(data.metric)} {result(data, at)}, loss {at.loss:.3f}, step {at.steps}")
         others = [(Metric(name), value) for name, value in at.others]

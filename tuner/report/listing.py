@@ -20,11 +20,13 @@ class Cell:
     """What it shows; empty where unknown."""
     key: float | str | None
     """What it is sorted by; None goes last."""
+    title: str = ""
+    """What more there is to say, under the pointer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A table whose every row is a trial or a baseline; its mark and its state come before the cells."""
+    """A table whose every row is a trial, a baseline or an audit; its mark and its state come before the cells."""
 
     head: tuple[tuple[str, str], ...]
     """(heading, alignment) of each column, mark and state included."""
@@ -36,11 +38,16 @@ EMPTY = Cell(text="", key=None)
 
 
 def trials_table(data: ReportData) -> Table:
-    """Every trial, then the baselines, with what was measured and what was sampled."""
+    """Every trial, then baselines and audits, with what was measured, what was sampled, and why one ended early if any did."""
     names = searched_params(data.config.search.space)
     numbers = ((name, "number") for name in _measured_names(data))
-    head = (("Trial", "number"), ("State", ""), *numbers, *((name, "") for name in names))
-    rows = ((row, (*_measured_cells(data, row), *_param_cells(row, names))) for row in data.rows)
+    has_reasons = any(row.reason or row.stop for row in data.rows)
+    last = (("Ended early", ""),) if has_reasons else ()
+    head = (("Trial", "number"), ("State", ""), *numbers, *((name, "") for name in names), *last)
+    rows = (
+        (row, (*_measured_cells(data, row), *_param_cells(row, names), *((_why_cell(row),) if has_reasons else ())))
+        for row in data.rows
+    )
     return Table(head=head, rows=tuple(rows))
 
 
@@ -93,6 +100,13 @@ def _param_cells(row: Row, names: Sequence[str]) -> tuple[Cell, ...]:
 
 def _param_cell(value: ParamValue) -> Cell:
     return Cell(text=param_text(value), key=value if isinstance(value, (int, float)) else str(value))
+
+
+def _why_cell(row: Row) -> Cell:
+    """A failure's text is too long to hover over the page; it is told in full further down."""
+    if row.reason:
+        return Cell(text=row.reason, key=row.reason)
+    return Cell(text=row.stop.value, key=row.stop.value, title=row.detail) if row.stop else EMPTY
 
 
 def _kind_cell(row: Row) -> Cell:

@@ -14,6 +14,7 @@ from tuner.report.data import ReportData, Row, Standing
 from tuner.report.figures import Figure, curve_figures, front_figures, param_figures
 from tuner.report.listing import baselines_table, trials_table
 from tuner.report.settings import settings
+from tuner.report.stopping import audit_table, audit_text, evidence, savings, stop_counts
 from tuner.report.views import LEGEND, SEARCHED, STYLES, legend_of
 from tuner.trial import param_text
 
@@ -57,6 +58,11 @@ def report_html(data: ReportData) -> str:
         curve_legend=[(STYLES[standing], standing.value) for standing in _seen(data)],
         trials=trials_table(data),
         baselines=baselines_table(data) if data.baselines else None,
+        stop_counts=stop_counts(data),
+        savings=savings(data),
+        audit_text=audit_text(data),
+        audit=audit_table(data),
+        evidence=evidence(data),
         unit=words.memory_unit(data),
         settings=settings(data),
         metric_name=metric_text.name(data.metric),

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from tuner import metric_text
 from tuner.report.data import ReportData, Standing
 from tuner.report.labels import Font, Pixel, place_labels
-from tuner.report.views import LEGEND, STYLES, Point, View, build_views, legend_of, tick_texts
+from tuner.report.views import LEGEND, SEARCHED, STYLES, Point, View, build_views, legend_of, tick_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,12 @@ def front_png(data: ReportData) -> bytes:
         _draw(axes, view)
     legend = legend_of(data)
     handles = [_markers(standing, label=text) for standing, text in legend.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2 if data.baselines else 3, frameon=False)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=len(legend) if len(legend) <= len(SEARCHED) else 2,
+        frameon=False,
+    )
     figure.suptitle(f"{data.config.name}: the front", x=0.01, ha="left", fontsize=14, fontweight="bold")
     figure.draw_without_rendering()  # the labels need the final layout
     for axes, view in zip(panels, views, strict=True):

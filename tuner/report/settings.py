@@ -89,12 +89,14 @@ def _batch(training: TrainingConfig) -> str:
 def _search_settings(config: SweepConfig) -> Pairs:
     search, pruning = config.search, config.pruning
     rungs = ", ".join(f"{rung:,}" for rung in config.rungs)
-    rule = f"pareto, {words.percent(pruning.confidence)} sure" if pruning.method == "pareto" else "none"
+    rule = f"pareto, {words.percent(pruning.confidence)} sure" if pruning.method == "pareto" else pruning.method
+    audit = f"{words.counted(pruning.audit, 'stopped trial')}, drawn at random, finished after all"
     searched = tuple((name, words.dimension_text(search.space, name)) for name in searched_params(search.space))
     return (
         ("Sampler", f"{search.sampler}, seed {search.seed}, {search.num_trials} trials"),
         ("Evaluated at steps", rungs),
         ("Stopping early", rule),
+        *((("Audit", audit),) if pruning.audit else ()),
         *((f"Searched: {name}", text) for name, text in searched),
     )
 

@@ -6,15 +6,17 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from tuner.front import GIB
 from tuner.space import searched_params
-from tuner.trial import ParamValue
+from tuner.trial import ParamValue, StopReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tuner.report.audit import Audit
     from tuner.report.data import ReportData, Row
 
 COSTS = ("trainable_params", "peak_memory_gib", "memory_kind", "train_s")
@@ -24,8 +26,12 @@ Cell = ParamValue | None
 
 
 def trials_csv(data: ReportData) -> str:
-    """Every trial by number, then the baselines; the last column says why one failed."""
-    return _csv((*_columns(data), "reason"), ((*_cells(data, row), row.reason) for row in data.rows))
+    """Every trial by number, then the baselines, then the audits.
+
+    The last columns say why one failed, why one was stopped, and which stopped trial an audit has finished.
+    """
+    head = (*_columns(data), "reason", "stop", "audits")
+    return _csv(head, ((*_cells(data, row), row.reason, row.stop, row.audits) for row in data.rows))
 
 
 def front_csv(data: ReportData) -> str:
@@ -44,12 +50,39 @@ def summary_json(data: ReportData) -> str:
         "front": [row.number for row in data.front],
         "picks": {pick.rule: pick.row.number for pick in data.picks},
         "baselines": [_baseline(data, row) for row in data.baselines],
+        "stops": _stops(data),
+        "audit": _audit(data.audit) if data.audit else None,
         "steps": {"spent": data.budget.steps, "without_pruning": data.budget.steps_without_pruning},
         "memory_kind": data.memory_kind,
         "num_validation": data.inspection.num_validation,
         "majority_share": data.inspection.majority_share,
     }
     return json.dumps(summary, indent=2, allow_nan=False) + "\n"
+
+
+def _stops(data: ReportData) -> dict[str, int]:
+    """Trials of the search by why they were stopped, zeros included; those whose reason was not kept are in none."""
+    counts = Counter(row.stop for row in data.trials)
+    return {reason.value: counts[reason] for reason in StopReason}
+
+
+def _audit(audit: Audit) -> dict[str, object]:
+    """An interval is null for a census, as `Audit` says."""
+    return {
+        "num_stopped": audit.num_stopped,
+        "num_audited": audit.num_audited,
+        "num_failed": audit.num_failed,
+        "is_census": audit.is_census,
+        "steps": audit.num_steps,
+        "on_front": [trial.stopped.number for trial in audit.trials if trial.is_on_front],
+        "share_on_front": audit.share,
+        "share_on_front_interval": audit.share_interval,
+        "num_lost": audit.num_lost,
+        "num_lost_interval": audit.num_lost_interval,
+        "hypervolume_loss": audit.hypervolume_loss,
+        "mean_hypervolume_loss": audit.mean_loss,
+        "mean_hypervolume_loss_interval": audit.mean_loss_interval,
+    }
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:

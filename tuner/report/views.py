@@ -29,7 +29,7 @@ class Style:
     """How trials of one standing are drawn, on the page and in the picture."""
 
     colour: str
-    """From Okabe and Ito's colour-blind safe palette (the orange darker), and grey."""
+    """From Okabe and Ito's colour-blind safe palette (orange and yellow darker), and grey."""
     size: float
     """Diameter of the marker in CSS pixels at 96 dpi."""
     is_hollow: bool
@@ -43,19 +43,23 @@ STYLES = {
     Standing.FINISHED: Style(colour="#808894", size=8, is_hollow=False),
     Standing.STOPPED: Style(colour="#d55e00", size=7, is_hollow=True),
     Standing.FAILED: Style(colour="#cc79a7", size=8, is_hollow=True),
+    Standing.INFEASIBLE: Style(colour="#9a8f00", size=8, is_hollow=True),
     Standing.RUNNING: Style(colour="#009e73", size=8, is_hollow=True),
+    Standing.PAUSED: Style(colour="#56b4e9", size=8, is_hollow=True),
     Standing.BASELINE: Style(colour="#b07d00", size=9, is_hollow=True, is_diamond=True),
+    Standing.AUDIT: Style(colour="#d55e00", size=8, is_hollow=True, is_diamond=True),
 }
-"""A ring is what has not finished."""
+"""A ring is what has not finished, a diamond what stands beside the search."""
 
 LEGEND = {
     Standing.FRONT: "finished, on the front (bar: ± 1 standard error)",
     Standing.FINISHED: "finished, off the front",
     Standing.STOPPED: "not finished: stopped early, at its last evaluation",
+    Standing.AUDIT: "stopped early, and finished after all by the audit",
     Standing.BASELINE: "baseline, beside the search",
 }
 """What the views show, drawn from the last to the first."""
-SEARCHED = tuple(standing for standing in LEGEND if standing is not Standing.BASELINE)
+SEARCHED = (Standing.FRONT, Standing.FINISHED, Standing.STOPPED)
 """The standings of the search's own trials among them."""
 LABELLED = (Standing.FRONT, Standing.BASELINE)
 """The standings whose points get their mark written beside them."""
@@ -146,10 +150,13 @@ def build_views(data: ReportData) -> tuple[View, View]:
 
 
 def legend_of(data: ReportData) -> dict[Standing, str]:
-    """`LEGEND` as a report needs it: the baselines one by one, if there are any."""
+    """`LEGEND` as a report needs it: audits, and the baselines one by one, if there are any."""
     legend: dict[Standing, str] = {standing: LEGEND[standing] for standing in SEARCHED}
-    key = baseline_key(data)
-    return legend | {Standing.BASELINE: f"{LEGEND[Standing.BASELINE]}: {key}"} if key else legend
+    if _finished(data.audits):
+        legend[Standing.AUDIT] = LEGEND[Standing.AUDIT]
+    if key := baseline_key(data):
+        legend[Standing.BASELINE] = f"{LEGEND[Standing.BASELINE]}: {key}"
+    return legend
 
 
 def tick_texts(view: View) -> tuple[tuple[float, str], ...]:
@@ -182,9 +189,9 @@ def _memory_axis(unit: MemoryUnit) -> _CostAxis:
 
 
 def _view(data: ReportData, cost: _CostAxis) -> View:
-    points = _points(_picked_first(data), data.metric, cost)
-    beside = _points(_finished_baselines(data), data.metric, cost)
-    finished = [point for point in points if point.row.standing is not Standing.STOPPED]
+    points = _points([*_picked_first(data), *_finished(data.audits)], data.metric, cost)
+    beside = _points(_finished(data.baselines), data.metric, cost)
+    finished = [point for point in points if point.row.standing in {Standing.FRONT, Standing.FINISHED}]
     x_span = stretched(_x_span(points or beside, cost), [point.x for point in beside], is_log=cost.is_log)
     y_span = stretched(_metric_span(points or beside, data.metric), [point.y for point in beside])
     is_weighed = cost.objective in data.objectives
@@ -208,8 +215,8 @@ def _picked_first(data: ReportData) -> list[Row]:
     return sorted(data.rows_of(*SEARCHED), key=lambda row: row.number not in picked)
 
 
-def _finished_baselines(data: ReportData) -> list[Row]:
-    return [row for row in data.baselines if row.record.state is TrialState.COMPLETE]
+def _finished(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.record.state is TrialState.COMPLETE]
 
 
 def _points(rows: Sequence[Row], metric: Metric, cost: _CostAxis) -> list[Point]:

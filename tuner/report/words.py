@@ -156,7 +156,13 @@ def headline(data: ReportData) -> str:
 
 def _without_front(data: ReportData) -> str:
     counts = data.num_by_state
-    words = {TrialState.RUNNING: "still running", TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed"}
+    words = {
+        TrialState.RUNNING: "still running",
+        TrialState.PAUSED: "paused",
+        TrialState.PRUNED: "stopped early",
+        TrialState.INFEASIBLE: "too large",
+        TrialState.FAIL: "failed",
+    }
     rest = ", ".join(f"{counts[state]} {text}" for state, text in words.items() if counts[state])
     return f"No trial has finished yet ({rest})." if rest else "No trial has finished yet."
 
