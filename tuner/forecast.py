@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MIN_FINISHED = 5
 """Trials that must have finished before a rung is read as a forecast."""
-MOST_LEARNED = 48
+MOST_LEARNED = 40
 """Finished trials, the last ones begun, that a forecast is learned from: more would cost time and say little."""
 LENGTHS = (0.5, 1.5, 8.0)
 """Distances over which a signal matters, in standard deviations of the rung; the last is "hardly at all"."""
@@ -96,19 +96,18 @@ def fit_forecast(rung: Rung, last: Rung) -> Forecast | None:
     middle, width = signals.mean(axis=0), np.where(width > 0, width, 1.0)
     known = (signals[rows] - middle) / width
     mean, deviation = float(gain.mean()), float(gain.std()) or 1.0
-    grid = [(np.array(lengths), noise) for lengths in itertools.product(LENGTHS, repeat=2) for noise in NOISES]
-    fits = [_fit(known / lengths, (gain - mean) / deviation, noise) for lengths, noise in grid]
-    (_, lower, weights, scale), (lengths, noise) = max(zip(fits, grid, strict=True), key=lambda found: found[0][0])
+    fits = _fits(known, (gain - mean) / deviation)
+    best = max(fits, key=lambda fit: fit.likelihood)
     return Forecast(
-        points=known / lengths,
-        lower=lower,
-        weights=weights,
+        points=known / best.lengths,
+        lower=best.lower,
+        weights=best.weights,
         middle=middle,
-        length=width * lengths,
-        noise=noise,
+        length=width * best.lengths,
+        noise=best.noise,
         mean=mean,
         deviation=deviation,
-        spread=deviation * math.sqrt(scale),
+        spread=deviation * math.sqrt(best.variance),
     )
 
 
@@ -124,14 +123,46 @@ def _signals(rung: Rung) -> FloatArray:
     return rung.table[:, [LOSS, METRIC]]
 
 
-def _fit(points: FloatArray, target: FloatArray, noise: float) -> tuple[float, FloatArray, FloatArray, float]:
-    """(log likelihood up to a constant, Cholesky factor, weights, variance at its likeliest)."""
-    covariance = (1 - noise) * _kernel(points, points) + noise * np.eye(len(points))
-    lower = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
-    half = np.linalg.solve(lower, target)
-    scale = max(float(half @ half) / (len(target) - 1), 1e-12)
-    likelihood = -0.5 * len(target) * math.log(scale) - float(np.log(np.diag(lower)).sum())
-    return likelihood, lower, np.asarray(np.linalg.solve(lower.T, half)), scale
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Fit:
+    """One kernel's fit; the fields are those of Forecast."""
+
+    likelihood: float
+    """Log likelihood at the likeliest variance, up to a constant."""
+    lengths: FloatArray
+    noise: float
+    lower: FloatArray
+    weights: FloatArray
+    variance: float
+
+
+def _fits(points: FloatArray, target: FloatArray) -> list[_Fit]:
+    """Fit every kernel of the grid at once.
+
+    Args:
+        points: `(num, 2)` standardized signals.
+        target: `(num,)` standardized gains.
+    """
+    grid = [(np.array(lengths), noise) for lengths in itertools.product(LENGTHS, repeat=2) for noise in NOISES]
+    kernels = {tuple(lengths): _kernel(points / lengths, points / lengths) for lengths, _ in grid}
+    unit = np.eye(len(points))
+    covariances = np.stack([(1 - noise) * kernels[tuple(lengths)] + noise * unit for lengths, noise in grid])
+    lowers = np.linalg.cholesky(covariances)
+    weights = np.linalg.solve(covariances, np.broadcast_to(target[:, None], (len(grid), len(target), 1)))[:, :, 0]
+    variances = np.maximum(weights @ target / (len(target) - 1), 1e-12)
+    volumes = np.log(np.diagonal(lowers, axis1=1, axis2=2)).sum(axis=1)
+    likelihoods = -0.5 * len(target) * np.log(variances) - volumes
+    return [
+        _Fit(
+            likelihood=float(likelihoods[place]),
+            lengths=lengths,
+            noise=noise,
+            lower=lowers[place],
+            weights=weights[place],
+            variance=float(variances[place]),
+        )
+        for place, (lengths, noise) in enumerate(grid)
+    ]
 
 
 def _kernel(one: FloatArray, other: FloatArray) -> FloatArray:

@@ -53,6 +53,7 @@ class Scheduler:
         self._gone_on: dict[int, set[int]] = {steps: set() for steps in self._rungs}
         self._finished: set[int] = set()
         self._stops: dict[int, Stop] = {}
+        self._stopped: dict[int, Stop] = {}
         self._forecasts: dict[int, tuple[tuple[int, int], Forecast | None]] = {}
         self.floor = floor
         """May be made harder while the sweep goes on."""
@@ -128,22 +129,35 @@ class Scheduler:
             self._finished.add(number)
         return self._stops.pop(number, None)
 
-    def stop_waiting(self, steps: int, *, by: int) -> dict[int, Stop]:
-        """Those that wait at a rung and need not go on after its newest report, which is of trial `by`."""
-        rung, new = self._ladder.at(steps), self._ladder.row(by, steps)
-        is_hit = np.all(rung.costs[new] <= rung.costs, axis=1) & (rung.metric[new] < rung.metric)
-        is_hit |= rung.metric >= self.floor
-        numbers = [int(number) for number in rung.numbers[is_hit] if self._waiting.get(int(number)) == steps]
-        stops = {number: self._stop(number, steps) for number in numbers if number != by}
-        return {number: stop for number, stop in stops.items() if stop is not None}
+    def take_stopped(self) -> dict[int, Stop]:
+        """Trials that waited and turned out not to be worth going on, since the last call."""
+        stopped, self._stopped = self._stopped, {}
+        return stopped
+
+    def stop_all_waiting(self) -> dict[int, Stop]:
+        """The budget is used up: nobody who waits goes on."""
+        stops = {number: self._stop(number, steps) for number, steps in self._waiting.items()}
+        self._waiting.clear()
+        return {number: stop or Stop(reason=StopReason.BUDGET) for number, stop in stops.items()}
 
     def choose(self, *, may_begin: bool, left_steps: float) -> int | Next:
         """The waiting trial that is worth the next steps, or what else is.
+
+        A trial that others have come to dominate while it waited is stopped when its turn comes; `take_stopped` has it.
 
         Args:
             may_begin: Whether there are new trials to begin.
             left_steps: Optimizer steps left in the budget, those under way included.
         """
+        while isinstance(choice := self._choose(may_begin=may_begin, left_steps=left_steps), int):
+            stop = self._stop(choice, self._waiting[choice])
+            if stop is None:
+                return choice
+            self._stopped[choice] = stop
+            del self._waiting[choice]
+        return choice
+
+    def _choose(self, *, may_begin: bool, left_steps: float) -> int | Next:
         free = left_steps - sum(self._rungs[-1] - steps for steps in self._at_work.values())
         by_rung = self._affordable(free)
         for steps in reversed(by_rung):
@@ -167,9 +181,16 @@ class Scheduler:
 
     def _worthiest(self, steps: int, numbers: Sequence[int]) -> tuple[int, float]:
         rung = self._ladder.at(steps)
-        waiting, gone_on = self._ladder.rows(numbers, steps), self._ladder.rows(self._gone_on[steps], steps)
+        waiting, gone_on = self._ladder.rows(numbers, steps), self._ladder.rows(self._to_beat(steps), steps)
         place, worth = worthiest(rung, waiting, gone_on, self._outlook(steps, np.concatenate([waiting, gone_on])))
         return numbers[place], worth
+
+    def _to_beat(self, steps: int) -> list[int]:
+        """Those that went on from a rung and may stand on the front: finished and not dominated, or still under way."""
+        last = self._ladder.at(self._rungs[-1])
+        finished = [int(number) for number in last.numbers[last.is_front] if self._ladder.has(int(number), steps)]
+        under_way = self._at_work | self._waiting
+        return finished + [number for number in under_way if number in self._gone_on[steps]]
 
     def _outlook(self, steps: int, rows: IntArray) -> Outlook | None:
         """What is expected of some trials of a rung; None while too few have finished."""

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,13 +102,14 @@ class Study:
         if self._baselines:
             return self._begun(self._baselines.pop(0))
         choice = self._scheduler.choose(may_begin=self._may_begin, left_steps=self._left_steps)
+        self._stop(self._scheduler.take_stopped())
         if choice is Next.BEGIN:
             return self._begin()
         if isinstance(choice, int):
             return self._go_on(choice)
         if not self._scheduler.is_idle:
             return None
-        self._stop_the_rest()
+        self._stop(self._scheduler.stop_all_waiting())
         spec = self._next_audit()
         self._is_over = spec is None
         return spec
@@ -237,18 +238,13 @@ class Study:
         if decision is Decision.PAUSE:
             self._journal.write_pause(number, is_paused=True)
             self._keep(dataclasses.replace(self._records[number], state=TrialState.PAUSED))
-        for other, stop in self._scheduler.stop_waiting(metrics.steps, by=number).items():
-            self._stop(other, stop)
+        self._stop(self._scheduler.take_stopped())
         return decision
 
-    def _stop_the_rest(self) -> None:
-        for number in self._scheduler.waiting:
-            self._stop(number, Stop(reason=StopReason.BUDGET))
-
-    def _stop(self, number: int, stop: Stop) -> None:
-        """Close a paused trial."""
-        self._scheduler.end(number, is_finished=False)
-        self._close(self._records[number], _explained(Outcome(state=TrialState.PRUNED), stop))
+    def _stop(self, stops: Mapping[int, Stop]) -> None:
+        """Close paused trials."""
+        for number, stop in stops.items():
+            self._close(self._records[number], _explained(Outcome(state=TrialState.PRUNED), stop))
 
     def _next_audit(self) -> TrialSpec | None:
         """The next of a random sample of stopped trials, finished after all."""

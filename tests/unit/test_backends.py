@@ -22,6 +22,7 @@ class NotingStudy:
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
         self.told: list[Outcome] = []
+        self.is_over = True
 
     def ask(self) -> TrialSpec | None:
         return None
@@ -36,7 +37,7 @@ class NotingStudy:
 
 @pytest.mark.parametrize(
     ("decision", "told"),
-    [(Decision.CONTINUE, []), (Decision.PRUNE, [TrialState.PRUNED]), (Decision.FINISH, [TrialState.COMPLETE])],
+    [(Decision.CONTINUE, []), (Decision.PAUSE, []), (Decision.PRUNE, [TrialState.PRUNED]), (Decision.FINISH, [TrialState.COMPLETE])],
 )
 def test_a_result_is_reported_and_a_trial_that_is_over_is_told(decision: Decision, told: list[TrialState]) -> None:
     study = NotingStudy(decision)
