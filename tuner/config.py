@@ -197,7 +197,7 @@ class PruningConfig(Section):
     """First rung, in steps; an eighth of `training.max_steps`, rounded up, by default."""
     reduction_factor: Annotated[int, Field(ge=2)] = 2
     """Each rung is this many times the one before; one of this many trials goes on at once, the others wait for their turn."""
-    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.99
     """How sure it must be that the other trial is the better one, given the size of the validation data."""
     floor: Literal["auto", "none"] | float = "auto"
     """With `pareto`: what a trial must exceed by half of its steps. `auto`: the commonest answer, or the zero-shot baseline."""

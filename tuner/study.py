@@ -342,10 +342,10 @@ def create_study(file: Path, config: SweepConfig, inspection: Inspection) -> Stu
     return Study(journal, config)
 
 
-def open_study(file: Path, config: SweepConfig) -> Study:
+def open_study(file: Path, config: SweepConfig, clock: Callable[[], float] = time.monotonic) -> Study:
     """Read a sweep's study from its journal.
 
     Raises:
         FolderError: The file is no journal of this sweep.
     """
-    return Study(open_journal(file, config.name), config)
+    return Study(open_journal(file, config.name), config, clock)

@@ -37,7 +37,12 @@ class NotingStudy:
 
 @pytest.mark.parametrize(
     ("decision", "told"),
-    [(Decision.CONTINUE, []), (Decision.PAUSE, []), (Decision.PRUNE, [TrialState.PRUNED]), (Decision.FINISH, [TrialState.COMPLETE])],
+    [
+        (Decision.CONTINUE, []),
+        (Decision.PAUSE, []),
+        (Decision.PRUNE, [TrialState.PRUNED]),
+        (Decision.FINISH, [TrialState.COMPLETE]),
+    ],
 )
 def test_a_result_is_reported_and_a_trial_that_is_over_is_told(decision: Decision, told: list[TrialState]) -> None:
     study = NotingStudy(decision)
