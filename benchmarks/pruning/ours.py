@@ -1,21 +1,23 @@
-"""tuner's own search on recorded curves: the real Study with its sampler and its scheduler, on a simulated clock.
-
-`python benchmarks/pruning/ours.py TASK` prints what a few seeds come to.
-"""
+"""tuner's own search on recorded curves: the real Study with its sampler and its scheduler, on a simulated clock."""
 
 from __future__ import annotations
 
-import sys
+import functools
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from recording import Recording
 from replay import NUM_WORKERS, Finish
 
 from tuner.backends.simulated import SimulatedBackend
 from tuner.config import SweepConfig
-from tuner.study import create_study
+from tuner.study import Study, create_study
 from tuner.trial import Decision, FailReason, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from recording import Recording
 
 
 class World:
@@ -67,7 +69,7 @@ class RecordedWorker:
 class Counting:
     """A study's verbs, counting steps and keeping what finished."""
 
-    def __init__(self, study, world: World) -> None:  # noqa: ANN001
+    def __init__(self, study: Study, world: World) -> None:
         self._study = study
         self._world = world
         self._steps: dict[int, int] = {}
@@ -75,16 +77,20 @@ class Counting:
 
     @property
     def is_over(self) -> bool:
+        """As the study says."""
         return self._study.is_over
 
     def ask(self) -> TrialSpec | None:
+        """As the study says."""
         return self._study.ask()
 
     def report(self, number: int, metrics: Metrics) -> Decision:
+        """As the study says."""
         self._steps[number] = metrics.steps
         return self._study.report(number, metrics)
 
     def tell(self, number: int, outcome: Outcome) -> TrialRecord:
+        """As the study says; a finished trial is noted."""
         if outcome.state is TrialState.COMPLETE:
             spent = sum(self._steps.values())
             self.finishes.append(Finish(spent_steps=spent, curve=self._world.curve_of[number]))
@@ -107,12 +113,19 @@ def tuner_search(recording: Recording, seed: int, changes: dict[str, object] | N
     }
     config = changed(recording.config, every | (changes or {}))
     world = World(recording, config.rungs)
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+    with tempfile.TemporaryDirectory(prefix="tuner-replay-") as folder:
         study = create_study(Path(folder) / "study.journal", config, recording.inspection)
         counting = Counting(study, world)
         backend = SimulatedBackend(lambda *_: RecordedWorker(world), NUM_WORKERS, cost_s=_steps_between)
         backend.run(config, Path(folder), counting)
     return counting.finishes
+
+
+OURS: dict[str, Callable[[Recording, int], list[Finish]]] = {
+    "tuner": tuner_search,
+    "tuner, random points": functools.partial(tuner_search, changes={"search.sampler": "random"}),
+}
+"""Name -> search; with random points the stopping rule stands alone."""
 
 
 def _steps_between(before: Metrics | None, now: Metrics | Outcome) -> float:

@@ -108,8 +108,14 @@ class Recording:
     @functools.cached_property
     def front(self) -> frozenset[int]:
         """Configurations on the front of the whole table."""
-        mask = non_dominated_mask(self._final)
-        return frozenset(curve.config for curve, is_on in zip(self.finished, mask, strict=True) if is_on)
+        return self.front_of([curve.config for curve in self.finished])
+
+    def front_of(self, configs: Iterable[int]) -> frozenset[int]:
+        """Those of some finished configurations that none of them dominates."""
+        among = set(configs)
+        curves = [curve for curve in self.finished if curve.config in among]
+        mask = non_dominated_mask(self.losses(curve.reports[-1] for curve in curves))
+        return frozenset(curve.config for curve, is_on in zip(curves, mask, strict=True) if is_on)
 
     def share_of_hypervolume(self, reports: Iterable[Metrics]) -> float:
         """Hypervolume of some finished trials over that of the whole table, in [0, 1]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import optuna
@@ -188,16 +189,18 @@ def test_where_nobody_is_clearly_above_the_floor_nobody_is_stopped_for_it() -> N
     assert not is_below_floor(rung, 0, floor=-0.3, confidence=0.95)
 
 
+def named(trial_id: str) -> Any:
+    """What Ray's bracket looks at in a trial."""
+    return SimpleNamespace(trial_id=trial_id)
+
+
 accuracies = st.lists(st.integers(0, 400).map(lambda right: right / 400), min_size=1, max_size=20)
 
 
 @given(accuracies, st.integers(2, 4))
 def test_asha_stops_as_rays_does(values: list[float], factor: int) -> None:
     bracket = _Bracket(min_t=30, max_t=31, reduction_factor=factor, s=0)
-    expected = [
-        bracket.on_result(SimpleNamespace(trial_id=str(number)), 30, value) == "STOP"
-        for number, value in enumerate(values)
-    ]
+    expected = [bracket.on_result(named(str(number)), 30, value) == "STOP" for number, value in enumerate(values)]
     rung = rung_of([at_rung(value) for value in values])
 
     got = [asha_stops(rung, row, factor) for row in range(len(values))]

@@ -15,7 +15,7 @@ from tuner.front import objectives_of
 from tuner.scheduler import Next, Scheduler
 from tuner.trial import Decision, Metrics, Stop, StopReason
 
-UNLIMITED = {"may_begin": True, "left_steps": math.inf}
+UNLIMITED: dict[str, Any] = {"may_begin": True, "left_steps": math.inf}
 
 
 def scheduler(*, max_steps: int = 80, floor: float = math.inf, **pruning: object) -> Scheduler:
@@ -68,10 +68,8 @@ def test_the_cheapest_goes_on_beside_the_most_accurate() -> None:
     for number, (accuracy, params) in enumerate([(0.9, 10_000), (0.89, 9_000), (0.6, 10), (0.88, 9_500)]):
         report(ladder, number, at(10, accuracy, params=params))
 
-    gone_on = []
-    while isinstance(number := ladder.choose(**UNLIMITED), int):
-        ladder.go_on(number)
-        gone_on.append(number)
+    while isinstance(choice := ladder.choose(**UNLIMITED), int):
+        ladder.go_on(choice)
 
     assert 2 in {number for number in range(4) if ladder.has_gone_on(number, 10)}
 

@@ -13,7 +13,7 @@ from tuner.backends.simulated import SimulatedBackend
 from tuner.config import SweepConfig
 from tuner.front import front, objectives_of
 from tuner.study import Study, create_study, open_study
-from tuner.trial import FailReason, Metrics, Outcome, StopReason, TrialRecord, TrialSpec, TrialState
+from tuner.trial import FailReason, Metrics, Outcome, StopReason, TrialRecord, TrialState
 from tuner.worker.synthetic import SyntheticWorker
 
 LONG = {"training.max_steps": 64, "pruning.min_steps": 8, "search.num_trials": 30}
