@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tuner.dimensions import Range
+from tuner.front import objectives_of
 from tuner.journal import MEMORY, experimental
 from tuner.space import Suggestion, dimensions, suggest
 from tuner.trial import TrialRecord, TrialState
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 MOST_LEARNED = 1000
 """Newest trials that a point is learned from, so that it costs the same late in a long sweep."""
+Worth = Callable[["Sequence[TrialRecord]", "SweepConfig"], "Sequence[list[float] | None]"]
+"""(trials, sweep) -> for each what it is worth, lower is better, or None."""
 MIN_AT_RUNG = 10
 """Trials that a rung must hold before points are learned from it; TPE's own number of start-up trials."""
 
@@ -36,27 +40,27 @@ MIN_AT_RUNG = 10
 def propose(
     records: Sequence[TrialRecord],
     config: SweepConfig,
-    objectives: Sequence[Objective],
     layers: Sequence[Layer],
     number: int,
+    worth: Worth | None = None,
 ) -> Suggestion:
     """Choose the point of a new trial.
 
     Args:
         records: The trials of the search so far.
         config: The sweep.
-        objectives: The metric first, then the costs that count.
         layers: The base model's.
         number: Of the new trial; with the sweep's seed it is the start of the draw.
+        worth: What each trial counts as; `worth_at_rung` by default. Benchmarks try others.
 
     Returns:
         The same point for the same records and number, whatever was drawn before.
     """
     # One sampler per trial, seeded by the trial's number: a resumed sweep must not draw the first trials' points again.
     seed = int(np.random.SeedSequence([config.search.seed, number]).generate_state(1)[0])
-    study = optuna.create_study(directions=["minimize"] * len(objectives), sampler=_sampler(config, seed))
+    study = optuna.create_study(directions=["minimize"] * len(objectives_of(config)), sampler=_sampler(config, seed))
     if config.search.sampler == "tpe":
-        study.add_trials([*_known(records[-MOST_LEARNED:], config, objectives)])
+        study.add_trials([*_known(records[-MOST_LEARNED:], config, worth or worth_at_rung)])
     return suggest(study.ask(), config.search.space, layers)
 
 
@@ -67,15 +71,11 @@ def _sampler(config: SweepConfig, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
-def _known(
-    records: Sequence[TrialRecord], config: SweepConfig, objectives: Sequence[Objective]
-) -> Iterator[optuna.trial.FrozenTrial]:
-    """The trials as they are to be learned from, by what each was worth at one rung that enough have reached."""
+def _known(records: Sequence[TrialRecord], config: SweepConfig, worth: Worth) -> Iterator[optuna.trial.FrozenTrial]:
+    """The trials as they are to be learned from."""
     known = {name: _distribution(dimension) for name, dimension in dimensions(config.search.space).items()}
-    steps = learned_rung(records, config.rungs)
-    for record in records:
+    for record, values in zip(records, worth(records, config), strict=True):
         params = dict(record.spec.params)
-        values = _values_at(record, steps, objectives, is_last=steps == config.rungs[-1])
         yield optuna.trial.create_trial(
             state=_state(record, has_values=values is not None),
             values=values,
@@ -83,6 +83,16 @@ def _known(
             distributions={name: known[name] for name in params},
             system_attrs={f"constraints:{MEMORY}": 1.0} if record.state is TrialState.INFEASIBLE else None,
         )
+
+
+def worth_at_rung(records: Sequence[TrialRecord], config: SweepConfig) -> list[list[float] | None]:
+    """What each trial was worth at the highest rung that enough have reached, lower is better; None if it did not get there.
+
+    Before the last rung cross entropy stands for the metric, for it tells earlier which trials will be good.
+    """
+    steps = learned_rung(records, config.rungs)
+    objectives = objectives_of(config)
+    return [_values_at(record, steps, objectives, is_last=steps == config.rungs[-1]) for record in records]
 
 
 def learned_rung(records: Sequence[TrialRecord], rungs: Sequence[int]) -> int:
@@ -94,10 +104,6 @@ def learned_rung(records: Sequence[TrialRecord], rungs: Sequence[int]) -> int:
 def _values_at(
     record: TrialRecord, steps: int, objectives: Sequence[Objective], *, is_last: bool
 ) -> list[float] | None:
-    """What a trial was worth at a rung, lower is better; None if it did not get there.
-
-    Before the last rung cross entropy stands for the metric, for it tells earlier which trials will be good.
-    """
     metrics = next((metrics for metrics in record.curve if metrics.steps == steps), None)
     if metrics is None or record.state is TrialState.INFEASIBLE:
         return None

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from tuner.journal import Journal, create_journal, open_journal
 from tuner.recommend import baseline_specs, starting_points
 from tuner.sampler import propose
 from tuner.scheduler import Next, Scheduler
-from tuner.space import suggest
+from tuner.space import Suggestion, suggest
 from tuner.trial import (
     Baseline,
     Decision,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     import optuna
 
     from tuner.config import SweepConfig
+    from tuner.layers import Layer
 
 MOST_INFEASIBLE_IN_A_ROW = 100
 """New points that may be found infeasible one after another before the sweep says that nothing fits."""
@@ -54,9 +55,17 @@ class Study:
         journal: Holds all that is known.
         config: The sweep.
         clock: Seconds, rising; for `search.budget.time_s`.
+        propose: Chooses new points; only benchmarks name another.
     """
 
-    def __init__(self, journal: Journal, config: SweepConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        config: SweepConfig,
+        clock: Callable[[], float] = time.monotonic,
+        propose: Callable[[Sequence[TrialRecord], SweepConfig, Sequence[Layer], int], Suggestion] = propose,
+    ) -> None:
+        self._propose = propose
         self._journal = journal
         self._config = config
         self._clock = clock
@@ -215,7 +224,7 @@ class Study:
         number, is_given = self._journal.next_number()
         if not is_given:
             records = sorted(self._searched, key=lambda record: record.number)
-            self._journal.enqueue(dict(propose(records, config, self._objectives, layers, number).params))
+            self._journal.enqueue(dict(self._propose(records, config, layers, number).params))
         trial = self._journal.begin()
         suggestion = suggest(trial, config.search.space, layers)
         return suggestion.as_spec(trial.number, seed=config.training.seed), trial

@@ -1,7 +1,8 @@
 """Every method on the same curves with the same budgets: `python benchmarks/pruning/compare.py [--seeds 50] [TASK ...]`.
 
-Writes results/TASK.csv (hypervolume at each budget by method and seed), results/TASK-seeds.csv (one line a seed) and, from what
-lies there, results/summary.md and results/hypervolume.png.
+Writes results/methods-TASK.csv (hypervolume at each budget by method and seed), results/methods-TASK-seeds.csv (one line a seed)
+and, from what lies there, results/methods.md and results/methods.png. With `--variants` it does the same for other settings of
+tuner's own rule, as results/variants-*.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from others import OTHERS
-from ours import OURS
+from ours import OURS, VARIANTS
 from recording import Recording
 
 if TYPE_CHECKING:
     from replay import Finish
+
+    from tuner.trial import Metrics
 
 TASKS = ("wordnet10", "movie-reviews", "tool-calling")
 RESULTS = Path(__file__).parent / "results"
@@ -32,7 +35,8 @@ BUDGETS = np.round(np.arange(0.01, 1.001, 0.01), 2)
 SHOWN = (0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0)
 ENOUGH = 0.99
 """The share of the whole table's hypervolume that counts as all of it."""
-METHODS = {**OURS, **OTHERS}
+GROUPS = {"methods": {**OURS, **OTHERS}, "variants": VARIANTS}
+"""Name of the results -> what is compared."""
 
 
 def main() -> None:
@@ -41,22 +45,25 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", default=TASKS)
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--variants", action="store_const", const="variants", default="methods", dest="group")
     asked = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     for task in asked.tasks:
-        work = [*itertools.product([task], METHODS, range(asked.seeds))]
+        work = [*itertools.product([asked.group], [task], GROUPS[asked.group], range(asked.seeds))]
         with ProcessPoolExecutor(asked.processes) as pool:
             found = [*pool.map(_replayed, work, chunksize=5)]
-        pd.DataFrame([row for rows, _ in found for row in rows]).to_csv(
-            RESULTS / f"{task}.csv", index=False, float_format="%.4f"
-        )
-        pd.DataFrame([line for _, line in found]).to_csv(
-            RESULTS / f"{task}-seeds.csv", index=False, float_format="%.4f"
-        )
+        rows, lines = [row for rows, _ in found for row in rows], [line for _, line in found]
+        pd.DataFrame(rows).to_csv(_file(asked.group, task), index=False, float_format="%.4f")
+        pd.DataFrame(lines).to_csv(_file(asked.group, f"{task}-seeds"), index=False, float_format="%.4f")
         print(task, "done", flush=True)
-    done = [task for task in TASKS if (RESULTS / f"{task}.csv").exists()]
-    (RESULTS / "summary.md").write_text("\n".join(_summary(task) for task in done), encoding="utf-8")
-    _draw(done)
+    done = [task for task in TASKS if _file(asked.group, task).exists()]
+    summary = "\n".join(_summary(asked.group, task) for task in done)
+    (RESULTS / f"{asked.group}.md").write_text(summary, encoding="utf-8")
+    _draw(asked.group, done)
+
+
+def _file(group: str, name: str) -> Path:
+    return RESULTS / f"{group}-{name}.csv"
 
 
 @functools.cache
@@ -64,12 +71,12 @@ def _recording(task: str) -> Recording:
     return Recording(task)
 
 
-def _replayed(work: tuple[str, str, int]) -> tuple[list[dict[str, object]], dict[str, object]]:
+def _replayed(work: tuple[str, str, str, int]) -> tuple[list[dict[str, object]], dict[str, object]]:
     """(hypervolume at each budget, one line about the whole) of a method with a seed."""
-    task, method, seed = work
+    group, task, method, seed = work
     warnings.simplefilter("ignore")
     recording = _recording(task)
-    finishes = METHODS[method](recording, seed)
+    finishes = GROUPS[group][method](recording, seed)
     curve = _hypervolumes(recording, finishes)
     rows: list[dict[str, object]] = [
         {"method": method, "seed": seed, "budget": budget, "hypervolume": _at(curve, budget)} for budget in BUDGETS
@@ -102,7 +109,7 @@ def oracle(recording: Recording) -> list[tuple[float, float]]:
     """What any rule could reach at best: only trials of the front are begun, the one that adds most first, one at a time."""
     left = [curve for curve in recording.finished if curve.config in recording.front]
     taken: list[tuple[float, float]] = []
-    reports = []
+    reports: list[Metrics] = []
     while left:
         best = max(left, key=lambda curve: recording.share_of_hypervolume([*reports, curve.reports[-1]]))
         left.remove(best)
@@ -112,10 +119,10 @@ def oracle(recording: Recording) -> list[tuple[float, float]]:
     return taken
 
 
-def _summary(task: str) -> str:
+def _summary(group: str, task: str) -> str:
     """A task's table: medians over the seeds, quartiles where they tell."""
     recording = _recording(task)
-    rows, seeds = pd.read_csv(RESULTS / f"{task}.csv"), pd.read_csv(RESULTS / f"{task}-seeds.csv")
+    rows, seeds = pd.read_csv(_file(group, task)), pd.read_csv(_file(group, f"{task}-seeds"))
     budgets = " | ".join(f"{share:.0%}" for share in SHOWN)
     lines = [
         f"### {task}",
@@ -128,7 +135,7 @@ def _summary(task: str) -> str:
         f"| method | {budgets} | to 99 %: quartiles | front found | steps |",
         "| --- |" + " --- |" * (len(SHOWN) + 3),
     ]
-    for method in METHODS:
+    for method in GROUPS[group]:
         mine = rows[rows["method"] == method]
         at = [mine[np.isclose(mine["budget"], share)]["hypervolume"].median() for share in SHOWN]
         line = seeds[seeds["method"] == method]
@@ -150,16 +157,16 @@ def _share(value: float) -> str:
     return f"{value:.1%}" if math.isfinite(value) else "never"
 
 
-def _draw(tasks: list[str]) -> None:
+def _draw(group: str, tasks: list[str]) -> None:
     """Median hypervolume over steps spent, with quartiles, a panel for each task."""
     mpl.use("agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415 -- after the backend is chosen
 
     figure, axes = plt.subplots(1, len(tasks), figsize=(5.6 * len(tasks), 4.4), squeeze=False, layout="constrained")
     for axis, task in zip(axes[0], tasks, strict=True):
-        rows = pd.read_csv(RESULTS / f"{task}.csv")
-        for method in METHODS:
-            is_ours = method in OURS
+        rows = pd.read_csv(_file(group, task))
+        for method in GROUPS[group]:
+            is_ours = method in {**OURS, next(iter(VARIANTS)): None}
             by_budget = rows[rows["method"] == method].groupby("budget")["hypervolume"]
             line = axis.plot(
                 by_budget.median(), linewidth=2.6 if is_ours else 1.2, label=method, zorder=3 if is_ours else 2
@@ -169,7 +176,7 @@ def _draw(tasks: list[str]) -> None:
         axis.set(title=task, xlabel="share of all training steps", ylabel="share of the whole hypervolume", xlim=(0, 1))
         axis.axhline(ENOUGH, color="grey", linewidth=0.6, linestyle=":")
     axes[0][-1].legend(fontsize=7, loc="lower right")
-    figure.savefig(RESULTS / "hypervolume.png", dpi=110)
+    figure.savefig(RESULTS / f"{group}.png", dpi=110)
 
 
 if __name__ == "__main__":

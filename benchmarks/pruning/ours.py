@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +12,20 @@ from replay import NUM_WORKERS, Finish
 
 from tuner.backends.simulated import SimulatedBackend
 from tuner.config import SweepConfig
-from tuner.study import Study, create_study
+from tuner.forecast import fit_forecast
+from tuner.front import objectives_of
+from tuner.journal import create_journal
+from tuner.ladder import Ladder
+from tuner.sampler import propose
+from tuner.study import Study
 from tuner.trial import Decision, FailReason, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from recording import Recording
+
+    from tuner.sampler import Worth
 
 
 class World:
@@ -97,13 +105,16 @@ class Counting:
         return self._study.tell(number, outcome)
 
 
-def tuner_search(recording: Recording, seed: int, changes: dict[str, object] | None = None) -> list[Finish]:
+def tuner_search(
+    recording: Recording, seed: int, changes: dict[str, object] | None = None, worth: Worth | None = None
+) -> list[Finish]:
     """Run tuner's search until the table is used up.
 
     Args:
         recording: The task.
         seed: Of the sampler.
         changes: Dotted key -> value, put over the task's sweep file.
+        worth: What the sampler learns from each trial; tuner's own by default.
     """
     every = {
         "pruning.method": "pareto",
@@ -114,11 +125,47 @@ def tuner_search(recording: Recording, seed: int, changes: dict[str, object] | N
     config = changed(recording.config, every | (changes or {}))
     world = World(recording, config.rungs)
     with tempfile.TemporaryDirectory(prefix="tuner-replay-") as folder:
-        study = create_study(Path(folder) / "study.journal", config, recording.inspection)
+        journal = create_journal(
+            Path(folder) / "study.journal", config.name, objectives_of(config), recording.inspection
+        )
+        study = Study(journal, config, propose=functools.partial(propose, worth=worth))
         counting = Counting(study, world)
         backend = SimulatedBackend(lambda *_: RecordedWorker(world), NUM_WORKERS, cost_s=_steps_between)
         backend.run(config, Path(folder), counting)
     return counting.finishes
+
+
+def worth_if_finished(records: Sequence[TrialRecord], config: SweepConfig) -> list[list[float] | None]:
+    """As a study keeps it: finished trials with their values, stopped ones as PRUNED."""
+    last = [record.last if record.state is TrialState.COMPLETE else None for record in records]
+    return [_values(metrics, metrics.accuracy, config) if metrics else None for metrics in last]
+
+
+def worth_as_predicted(records: Sequence[TrialRecord], config: SweepConfig) -> list[list[float] | None]:
+    """Every trial with the metric that its rung forecasts; none before there is a forecast."""
+    ladder = Ladder(objectives_of(config))
+    for record in records:
+        for metrics in record.curve:
+            ladder.add(record.number, metrics)
+    last = ladder.at(config.rungs[-1])
+    forecasts = {steps: fit_forecast(ladder.at(steps), last) for steps in config.rungs[:-1]}
+    values: list[list[float] | None] = []
+    for record in records:
+        forecast = forecasts.get(record.last.steps) if record.last else None
+        if record.last is None or (forecast is None and record.last.steps < config.rungs[-1]):
+            values.append(None)
+            continue
+        accuracy = record.last.accuracy
+        if forecast is not None:
+            row = ladder.rows([record.number], record.last.steps)
+            accuracy = -float(forecast.of(ladder.at(record.last.steps), row).metric[0])
+        values.append(_values(record.last, accuracy, config))
+    return values
+
+
+def _values(metrics: Metrics, accuracy: float, config: SweepConfig) -> list[float]:
+    _, *costs = objectives_of(config)
+    return [-accuracy, *(math.log(cost.of(metrics)) for cost in costs)]
 
 
 OURS: dict[str, Callable[[Recording, int], list[Finish]]] = {
@@ -126,6 +173,16 @@ OURS: dict[str, Callable[[Recording, int], list[Finish]]] = {
     "tuner, random points": functools.partial(tuner_search, changes={"search.sampler": "random"}),
 }
 """Name -> search; with random points the stopping rule stands alone."""
+
+VARIANTS: dict[str, Callable[[Recording, int], list[Finish]]] = {
+    "learning from a rung (the default)": tuner_search,
+    "learning from finished trials, others PRUNED": functools.partial(tuner_search, worth=worth_if_finished),
+    "learning from predicted final values": functools.partial(tuner_search, worth=worth_as_predicted),
+    "first rung at an eighth": functools.partial(tuner_search, changes={"pruning.min_steps": 12}),
+    "reduction factor 4": functools.partial(tuner_search, changes={"pruning.reduction_factor": 4}),
+    "confidence 0.95": functools.partial(tuner_search, changes={"pruning.confidence": 0.95}),
+}
+"""What else was tried."""
 
 
 def _steps_between(before: Metrics | None, now: Metrics | Outcome) -> float:

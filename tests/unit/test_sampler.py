@@ -9,7 +9,6 @@ import pytest
 from tests.builders import make_metrics, make_model, make_record, make_spec
 from tests.sweeps import small_config
 from tuner.config import SweepConfig
-from tuner.front import objectives_of
 from tuner.sampler import MIN_AT_RUNG, learned_rung, propose
 from tuner.space import Suggestion
 from tuner.trial import TrialRecord, TrialState
@@ -18,7 +17,7 @@ LAYERS = make_model().layers
 
 
 def proposed(config: SweepConfig, records: list[TrialRecord], number: int) -> Suggestion:
-    return propose(records, config, objectives_of(config), LAYERS, number)
+    return propose(records, config, LAYERS, number)
 
 
 def tried(
