@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from tuner.dimensions import Dimension, ModuleName, Option, Section, TargetChoices, Targets
+from tuner.dimensions import Dimension, ModuleName, Option, Section, TargetChoices, Targets, wrong
 from tuner.trial import Metric
 
 Place = tuple[str | int, ...]
@@ -187,6 +187,13 @@ class ObjectivesConfig(Section):
     """Minimise the peak memory of training."""
 
 
+def _floor(raw: object) -> object:
+    """Refuse what is no floor in one sentence; pydantic would say one for each member of the union."""
+    if raw in ("auto", "none") or (isinstance(raw, (int, float)) and not isinstance(raw, bool)):
+        return raw
+    raise wrong("must be 'auto', 'none' or a number, got {floor}", floor=repr(raw))
+
+
 class PruningConfig(Section):
     """Which trials wait, which go on, and which are stopped early."""
 
@@ -199,7 +206,7 @@ class PruningConfig(Section):
     """Each rung is this many times the one before; one of this many trials goes on at once, the others wait for their turn."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.99
     """How sure it must be that the other trial is the better one, given the size of the validation data."""
-    floor: Literal["auto", "none"] | float = "auto"
+    floor: Annotated[Literal["auto", "none"] | float, BeforeValidator(_floor)] = "auto"
     """With `pareto`: what a trial must exceed by half of its steps. `auto`: the commonest answer, or the zero-shot baseline."""
     audit: Annotated[int, Field(ge=0)] = 0
     """Stopped trials, drawn at random, that are finished after all, to tell what stopping early has lost."""

@@ -37,15 +37,15 @@ class Range(Section, Generic[Number]):
     @model_validator(mode="after")
     def _ordered(self) -> Range[Number]:
         if self.low >= self.high:
-            raise _wrong("low must be below high, got low={low}, high={high}", low=self.low, high=self.high)
+            raise wrong("low must be below high, got low={low}, high={high}", low=self.low, high=self.high)
         if self.log and self.low <= 0:
-            raise _wrong("low must be above 0 with log: true, got {low}", low=self.low)
+            raise wrong("low must be above 0 with log: true, got {low}", low=self.low)
         if self.log and self.step is not None:
-            raise _wrong("step can't be used with log: true, got step={step}", step=self.step)
+            raise wrong("step can't be used with log: true, got step={step}", step=self.step)
         if self.step is not None and self.step <= 0:
-            raise _wrong("step must be above 0, got {step}", step=self.step)
+            raise wrong("step must be above 0, got {step}", step=self.step)
         if self.step is not None and not _is_reached(self.high, self.low, self.step):
-            raise _wrong(
+            raise wrong(
                 "step must divide high - low, so that high is reached, got low={low}, high={high}, step={step}",
                 low=self.low,
                 high=self.high,
@@ -63,7 +63,7 @@ class Choices(Section, Generic[Value]):
     @model_validator(mode="after")
     def _distinct(self) -> Choices[Value]:
         if len(set(self.choices)) < len(self.choices):
-            raise _wrong("choices must differ from each other, got {choices}", choices=list(self.choices))
+            raise wrong("choices must differ from each other, got {choices}", choices=list(self.choices))
         return self
 
 
@@ -72,7 +72,8 @@ def _is_reached(high: float, low: float, step: float) -> bool:
     return (Fraction(repr(high)) - Fraction(repr(low))) % Fraction(repr(step)) == 0
 
 
-def _wrong(template: str, **values: object) -> PydanticCustomError:
+def wrong(template: str, **values: object) -> PydanticCustomError:
+    """An error whose words are ours."""
     return PydanticCustomError("combination", template, values)
 
 
@@ -121,7 +122,7 @@ def _named(raw: object) -> object:
     if not isinstance(raw, list) or not raw or not all(isinstance(target, str) for target in raw):
         return raw
     if len(set(raw)) < len(raw):
-        raise _wrong("choices must differ from each other, got {choices}", choices=raw)
+        raise wrong("choices must differ from each other, got {choices}", choices=raw)
     return {target: [target] for target in raw}
 
 

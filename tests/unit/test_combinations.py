@@ -23,6 +23,19 @@ BANDS = "must be a module, a group, a band (first, middle, last) or module@band,
 REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     # (changes, key, message, what the line told holds)
     (
+        {"search.budget": {"steps": 7}},
+        "search.budget.steps",
+        "must be at least training.max_steps (8), or no trial could finish, got 7",
+        "steps: 7",
+    ),
+    ({"pruning.floor": 1.5}, "pruning.floor", "must lie between 0 and 1 for accuracy, got 1.5", "floor: 1.5"),
+    (
+        {"pruning.floor": 0.5, "objectives.accuracy": "perplexity", **CAUSAL},
+        "pruning.floor",
+        "must be at least 1 for perplexity, got 0.5",
+        "floor: 0.5",
+    ),
+    (
         {f"{SPACE}.lora_scale": 2.0, f"{SPACE}.lora_alpha": 16},
         f"{SPACE}.lora_alpha",
         "can't be given together with lora_scale (alpha / r): one follows from the other",

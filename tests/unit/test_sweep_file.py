@@ -59,6 +59,17 @@ BAD_VALUES = [
         "low: 1",
     ),
     ({"data": None}, "data", "is missing", None),
+    ({"pruning.floor": "high"}, "pruning.floor", "must be 'auto', 'none' or a number, got 'high'", "floor: high"),
+    ({"pruning.audit": -1}, "pruning.audit", "must be at least 0, got -1", "audit: -1"),
+    (
+        {"pruning.method": "halving"},
+        "pruning.method",
+        "must be 'pareto', 'asha', 'median' or 'none', got 'halving'",
+        "method:",
+    ),
+    ({"search.budget": {"steps": 0}}, "search.budget.steps", "must be at least 1, got 0", "steps: 0"),
+    ({"search.budget": {"time_s": 0}}, "search.budget.time_s", "must be above 0, got 0", "time_s: 0"),
+    ({"resources.memory_limit_gib": 0}, "resources.memory_limit_gib", "must be above 0, got 0", "memory_limit_gib: 0"),
     (
         {"data.path": None},
         "data.path",
