@@ -30,6 +30,9 @@ SPEC, METRICS, OUTCOME, INSPECTION, PAUSED, ELAPSED = "spec", "metrics", "outcom
 MEMORY = "memory"
 """Name of the constraint that a trial which needs too much memory does not keep."""
 
+SearchTrial = optuna.Trial
+"""A trial of the search that was taken out of the journal and has no point yet."""
+
 _SPEC = TypeAdapter(TrialSpec)
 _METRICS = TypeAdapter(Metrics)
 _OUTCOME = TypeAdapter(Outcome)
@@ -99,11 +102,11 @@ class Journal:
         """Have a point wait for `begin`."""
         self._search.enqueue_trial(dict(point))
 
-    def begin(self) -> optuna.Trial:
+    def begin(self) -> SearchTrial:
         """Take out the point that waits; `write_spec` must follow."""
         return self._search.ask()
 
-    def write_spec(self, spec: TrialSpec, trial: optuna.Trial | None = None) -> None:
+    def write_spec(self, spec: TrialSpec, trial: SearchTrial | None = None) -> None:
         """Write down what is tried; without a trial it stands beside the search."""
         study = self._search if trial is not None else self._beside
         begun = trial if trial is not None else self._beside.ask()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tuner.errors import ResourcesError
 from tuner.feasibility import too_large
 from tuner.front import GIB, has_begun, objectives_of
-from tuner.journal import Journal, create_journal, open_journal
+from tuner.journal import Journal, SearchTrial, create_journal, open_journal
 from tuner.recommend import baseline_specs, starting_points
 from tuner.sampler import propose
 from tuner.scheduler import Next, Scheduler
@@ -39,8 +39,6 @@ from tuner.trial import (
 )
 
 if TYPE_CHECKING:
-    import optuna
-
     from tuner.config import SweepConfig
     from tuner.layers import Layer
 
@@ -219,7 +217,7 @@ class Study:
         msg = f"resources.memory_limit_gib: {MOST_INFEASIBLE_IN_A_ROW} points in a row do not fit; the last: {detail}"
         raise ResourcesError(msg)
 
-    def _next_point(self) -> tuple[TrialSpec, optuna.Trial]:
+    def _next_point(self) -> tuple[TrialSpec, SearchTrial]:
         config, layers = self._config, self.inspection.model.layers
         number, is_given = self._journal.next_number()
         if not is_given:

@@ -45,7 +45,7 @@ HOMES = {
     "gguf": (),
     "matplotlib": ("tuner.report.picture",),
     "moocore": ("tuner.pareto",),
-    "optuna": ("tuner.journal", "tuner.sampler", "tuner.study"),
+    "optuna": ("tuner.journal", "tuner.sampler"),
     "pandas": (WORKER,),
     "peft": (WORKER,),
     "plotly": ("tuner.report.page",),
