@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from pydantic import TypeAdapter
@@ -151,7 +151,16 @@ def create_journal(file: Path, name: str, objectives: Sequence[Objective], inspe
         objectives: The sweep's.
         inspection: What was found out about model and data.
     """
-    storage = _storage(file)
+    return _begun(_storage(file), name, objectives, inspection)
+
+
+def memory_journal(name: str, objectives: Sequence[Objective], inspection: Inspection) -> Journal:
+    """A journal that ends with the process, for simulations: a file is synced to disk at each line."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return _begun(InMemoryStorage(), name, objectives, inspection)
+
+
+def _begun(storage: BaseStorage, name: str, objectives: Sequence[Objective], inspection: Inspection) -> Journal:
     search, beside = (_create(storage, study, objectives) for study in _names(name))
     search.set_user_attr(INSPECTION, _INSPECTION.dump_python(inspection, mode="json"))
     return Journal(search, beside)
@@ -176,7 +185,7 @@ def _names(name: str) -> tuple[str, str]:
     return name, f"{name} baselines"
 
 
-def _create(storage: JournalStorage, name: str, objectives: Sequence[Objective]) -> optuna.Study:
+def _create(storage: BaseStorage, name: str, objectives: Sequence[Objective]) -> optuna.Study:
     directions = [
         StudyDirection.MAXIMIZE if objective.is_maximized else StudyDirection.MINIMIZE for objective in objectives
     ]

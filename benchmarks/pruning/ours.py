@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from tuner.backends.simulated import SimulatedBackend
 from tuner.config import SweepConfig
 from tuner.forecast import fit_forecast
 from tuner.front import objectives_of
-from tuner.journal import create_journal
+from tuner.journal import memory_journal
 from tuner.ladder import Ladder
 from tuner.sampler import propose
 from tuner.study import Study
@@ -124,14 +123,10 @@ def tuner_search(
     }
     config = changed(recording.config, every | (changes or {}))
     world = World(recording, config.rungs)
-    with tempfile.TemporaryDirectory(prefix="tuner-replay-") as folder:
-        journal = create_journal(
-            Path(folder) / "study.journal", config.name, objectives_of(config), recording.inspection
-        )
-        study = Study(journal, config, propose=functools.partial(propose, worth=worth))
-        counting = Counting(study, world)
-        backend = SimulatedBackend(lambda *_: RecordedWorker(world), NUM_WORKERS, cost_s=_steps_between)
-        backend.run(config, Path(folder), counting)
+    journal = memory_journal(config.name, objectives_of(config), recording.inspection)
+    counting = Counting(Study(journal, config, propose=functools.partial(propose, worth=worth)), world)
+    backend = SimulatedBackend(lambda *_: RecordedWorker(world), NUM_WORKERS, cost_s=_steps_between)
+    backend.run(config, Path(), counting)
     return counting.finishes
 
 
