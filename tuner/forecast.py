@@ -87,7 +87,8 @@ def fit_forecast(rung: Rung, last: Rung) -> Forecast | None:
     Returns:
         None while fewer than MIN_FINISHED trials have finished.
     """
-    shared = np.sort(np.intersect1d(rung.numbers, last.numbers, assume_unique=True))[-MOST_LEARNED:]
+    newest = (number for number in np.sort(last.numbers)[::-1].tolist() if number in rung.places)
+    shared = [*itertools.islice(newest, MOST_LEARNED)][::-1]
     if len(shared) < MIN_FINISHED:
         return None
     rows, signals = rows_of(rung, shared), _signals(rung)
@@ -114,8 +115,9 @@ def fit_forecast(rung: Rung, last: Rung) -> Forecast | None:
 def outlook(rung: Rung, rows: IntArray, last: Rung, forecast: Forecast) -> Outlook:
     """Where some of a rung's trials are expected to end, or have ended."""
     expected = forecast.of(rung, rows)
-    _, here, there = np.intersect1d(rung.numbers[rows], last.numbers, assume_unique=True, return_indices=True)
-    expected.metric[here], expected.error[here] = last.metric[there], last.error[there]
+    for here, number in enumerate(rung.numbers[rows].tolist()):
+        if (there := last.places.get(number)) is not None:
+            expected.metric[here], expected.error[here] = last.metric[there], last.error[there]
     return expected
 
 
@@ -143,10 +145,11 @@ def _fits(points: FloatArray, target: FloatArray) -> list[_Fit]:
         points: `(num, 2)` standardized signals.
         target: `(num,)` standardized gains.
     """
-    grid = [(np.array(lengths), noise) for lengths in itertools.product(LENGTHS, repeat=2) for noise in NOISES]
-    kernels = {tuple(lengths): _kernel(points / lengths, points / lengths) for lengths, _ in grid}
-    unit = np.eye(len(points))
-    covariances = np.stack([(1 - noise) * kernels[tuple(lengths)] + noise * unit for lengths, noise in grid])
+    grid = [*itertools.product(itertools.product(LENGTHS, repeat=2), NOISES)]
+    lengths, noises = np.array([pair for pair, _ in grid]), np.array([noise for _, noise in grid])[:, None, None]
+    squares = (points[:, None, :] - points[None, :, :]) ** 2
+    kernels = np.exp(-0.5 * np.einsum("abs,gs->gab", squares, lengths**-2))
+    covariances = (1 - noises) * kernels + noises * np.eye(len(points))
     lowers = np.linalg.cholesky(covariances)
     weights = np.linalg.solve(covariances, np.broadcast_to(target[:, None], (len(grid), len(target), 1)))[:, :, 0]
     variances = np.maximum(weights @ target / (len(target) - 1), 1e-12)
@@ -155,13 +158,13 @@ def _fits(points: FloatArray, target: FloatArray) -> list[_Fit]:
     return [
         _Fit(
             likelihood=float(likelihoods[place]),
-            lengths=lengths,
+            lengths=lengths[place],
             noise=noise,
             lower=lowers[place],
             weights=weights[place],
             variance=float(variances[place]),
         )
-        for place, (lengths, noise) in enumerate(grid)
+        for place, (_, noise) in enumerate(grid)
     ]
 
 

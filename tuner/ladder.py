@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tuner.front import Objective
     from tuner.pareto import BoolArray, FloatArray
@@ -37,6 +37,8 @@ class Rung:
     costs."""
     is_front: BoolArray
     """`(num,)`; whether no other row is at least as good in metric, cross entropy and every cost, and better in one."""
+    places: Mapping[int, int]
+    """Trial number -> row."""
 
     @property
     def metric(self) -> FloatArray:
@@ -59,15 +61,13 @@ class Rung:
         return self.table[:, FIRST_COST:]
 
 
-def rows_of(rung: Rung, numbers: IntArray) -> IntArray:
+def rows_of(rung: Rung, numbers: Iterable[int]) -> IntArray:
     """Where trials stand in a rung, in the order of their numbers as given.
 
-    Args:
-        rung: Holds all of them.
-        numbers: `(num,)` trial numbers.
+    Raises:
+        KeyError: One of them has not reported there.
     """
-    order = np.argsort(rung.numbers)
-    return np.asarray(order[np.searchsorted(rung.numbers, numbers, sorter=order)], dtype=np.int64)
+    return np.array([rung.places[number] for number in numbers], dtype=np.int64)
 
 
 class Ladder:
@@ -80,37 +80,18 @@ class Ladder:
     def __init__(self, objectives: Sequence[Objective]) -> None:
         self._metric, *self._costs = objectives
         self._rungs: dict[int, _Growing] = {}
-        self._rows: dict[tuple[int, int], int] = {}
 
     def add(self, number: int, metrics: Metrics) -> None:
         """Take in a report; the same trial at the same rung only once."""
-        steps = metrics.steps
-        if (steps, number) in self._rows:
+        rung = self._rungs.setdefault(metrics.steps, _Growing(FIRST_COST + len(self._costs)))
+        if number in rung.places:
             return
-        rung = self._rungs.setdefault(steps, _Growing(FIRST_COST + len(self._costs)))
         costs = [cost.of(metrics) for cost in self._costs]
-        row = np.array([self._metric.loss_of(metrics), metrics.loss, metrics.standard_error, *costs])
-        self._rows[steps, number] = rung.append(number, row)
+        rung.append(number, np.array([self._metric.loss_of(metrics), metrics.loss, metrics.standard_error, *costs]))
 
     def at(self, steps: int) -> Rung:
         """The reports at a rung; no rows where nobody has reached it. Views that the next `add` may make stale."""
         return self._rungs.get(steps, _Growing(FIRST_COST + len(self._costs))).view()
-
-    def rows(self, numbers: Iterable[int], steps: int) -> IntArray:
-        """Where trials stand in a rung; all must have reported there."""
-        return np.array([self._rows[steps, number] for number in numbers], dtype=np.int64)
-
-    def row(self, number: int, steps: int) -> int:
-        """Where a trial stands in a rung.
-
-        Raises:
-            KeyError: It has not reported there.
-        """
-        return self._rows[steps, number]
-
-    def has(self, number: int, steps: int) -> bool:
-        """Whether a trial has reported at a rung."""
-        return (steps, number) in self._rows
 
 
 class _Growing:
@@ -121,21 +102,23 @@ class _Growing:
         self._numbers: IntArray = np.empty(FIRST_CAPACITY, dtype=np.int64)
         self._table: FloatArray = np.empty((FIRST_CAPACITY, num_columns))
         self._is_front: BoolArray = np.empty(FIRST_CAPACITY, dtype=np.bool_)
+        self.places: dict[int, int] = {}
 
-    def append(self, number: int, row: FloatArray) -> int:
+    def append(self, number: int, row: FloatArray) -> None:
         if self._num == len(self._numbers):
             self._numbers, self._table, self._is_front = (
                 np.concatenate([array, np.empty_like(array)]) for array in (self._numbers, self._table, self._is_front)
             )
         place = self._num
-        self._numbers[place], self._table[place] = number, row
+        self._numbers[place], self._table[place], self.places[number] = number, row, place
         self._num += 1
         self._update_front(place)
-        return place
 
     def view(self) -> Rung:
         num = self._num
-        return Rung(numbers=self._numbers[:num], table=self._table[:num], is_front=self._is_front[:num])
+        return Rung(
+            numbers=self._numbers[:num], table=self._table[:num], is_front=self._is_front[:num], places=self.places
+        )
 
     def _update_front(self, place: int) -> None:
         """A new row stands on the front unless a row of the front dominates it, and pushes off those that it dominates."""

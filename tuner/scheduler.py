@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tuner.forecast import Forecast, Outlook, fit_forecast, outlook
-from tuner.ladder import Ladder
+from tuner.ladder import Ladder, rows_of
 from tuner.promotion import worthiest
 from tuner.pruner import asha_stops, dominator, is_below_floor, median_stops, rivals_of, stop_by_dominance
 from tuner.trial import Decision, Stop, StopReason
@@ -181,14 +181,15 @@ class Scheduler:
 
     def _worthiest(self, steps: int, numbers: Sequence[int]) -> tuple[int, float]:
         rung = self._ladder.at(steps)
-        waiting, gone_on = self._ladder.rows(numbers, steps), self._ladder.rows(self._to_beat(steps), steps)
+        waiting, gone_on = rows_of(rung, numbers), rows_of(rung, self._to_beat(steps))
         place, worth = worthiest(rung, waiting, gone_on, self._outlook(steps, np.concatenate([waiting, gone_on])))
         return numbers[place], worth
 
     def _to_beat(self, steps: int) -> list[int]:
         """Those that went on from a rung and may stand on the front: finished and not dominated, or still under way."""
         last = self._ladder.at(self._rungs[-1])
-        finished = [int(number) for number in last.numbers[last.is_front] if self._ladder.has(int(number), steps)]
+        there = self._ladder.at(steps).places
+        finished = [number for number in last.numbers[last.is_front].tolist() if number in there]
         under_way = self._at_work | self._waiting
         return finished + [number for number in under_way if number in self._gone_on[steps]]
 
@@ -211,10 +212,12 @@ class Scheduler:
         return None if other is None else stop_by_dominance(rung, row, other)
 
     def _metric_at(self, number: int, steps: int) -> float:
-        return float(self._ladder.at(steps).metric[self._ladder.row(number, steps)])
+        rung = self._ladder.at(steps)
+        return float(rung.metric[rung.places[number]])
 
     def _stop(self, number: int, steps: int) -> Stop | None:
-        rung, row = self._ladder.at(steps), self._ladder.row(number, steps)
+        rung = self._ladder.at(steps)
+        row = rung.places[number]
         match self._pruning.method:
             case "pareto":
                 is_late = 2 * steps >= self._rungs[-1]

@@ -14,7 +14,7 @@ from tuner.config import SweepConfig
 from tuner.forecast import fit_forecast
 from tuner.front import objectives_of
 from tuner.journal import memory_journal
-from tuner.ladder import Ladder
+from tuner.ladder import Ladder, rows_of
 from tuner.sampler import propose
 from tuner.study import Study
 from tuner.trial import Decision, FailReason, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
@@ -152,8 +152,8 @@ def worth_as_predicted(records: Sequence[TrialRecord], config: SweepConfig) -> l
             continue
         accuracy = record.last.accuracy
         if forecast is not None:
-            row = ladder.rows([record.number], record.last.steps)
-            accuracy = -float(forecast.of(ladder.at(record.last.steps), row).metric[0])
+            rung = ladder.at(record.last.steps)
+            accuracy = -float(forecast.of(rung, rows_of(rung, [record.number])).metric[0])
         values.append(_values(record.last, accuracy, config))
     return values
 

@@ -26,8 +26,8 @@ def test_a_report_stands_at_its_rung_turned_so_that_lower_is_better() -> None:
     assert rung.numbers.tolist() == [7]
     assert (rung.metric[0], rung.loss[0]) == (-0.75, 0.6)
     assert rung.costs.tolist() == [[1000, 1.0]]
-    assert ladder.has(7, 30)
-    assert not ladder.has(7, 60)
+    assert 7 in rung.places
+    assert 7 not in ladder.at(60).places
 
 
 def test_the_same_report_counts_once() -> None:
@@ -46,7 +46,7 @@ def test_a_rung_grows_past_what_was_made_ready() -> None:
         ladder.add(number, make_metrics(steps=30, loss=float(number)))
 
     assert ladder.at(30).loss.tolist() == list(range(200))
-    assert ladder.row(150, 30) == 150
+    assert ladder.at(30).places[150] == 150
 
 
 small = st.integers(0, 3)
@@ -75,7 +75,4 @@ def test_rows_are_found_by_number(order: list[int], asked: set[int]) -> None:
         ladder.add(number, make_metrics(steps=30))
     rung = ladder.at(30)
 
-    rows = rows_of(rung, np.array([*asked], dtype=np.int64))
-
-    assert rung.numbers[rows].tolist() == [*asked]
-    assert ladder.rows(asked, 30).tolist() == rows.tolist()
+    assert rung.numbers[rows_of(rung, asked)].tolist() == [*asked]
