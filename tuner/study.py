@@ -198,7 +198,7 @@ class Study:
         self._spent_steps += steps
         self._num_begun += has_begun(record)
 
-    def _begin(self) -> TrialSpec | None:
+    def _begin(self) -> TrialSpec:
         """A new trial; infeasible ones before it are written down as such."""
         detail = ""
         for _ in range(MOST_INFEASIBLE_IN_A_ROW):
