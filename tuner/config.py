@@ -201,9 +201,12 @@ class PruningConfig(Section):
     """`pareto` stops a trial if another at the same rung costs no more and is better beyond the noise, and lets the most
     promising go on first. `asha` and `median` look at the metric alone."""
     min_steps: Annotated[int, Field(ge=1)] | None = None
-    """First rung, in steps; an eighth of `training.max_steps`, rounded up, by default."""
+    """First rung, in steps; a sixteenth of `training.max_steps`, rounded up, by default."""
     reduction_factor: Annotated[int, Field(ge=2)] = 2
-    """Each rung is this many times the one before; one of this many trials goes on at once, the others wait for their turn."""
+    """Each rung is this many times the one before. With `asha`, one of this many goes on."""
+    wait_every: Annotated[int, Field(ge=1)] = 2
+    """With `pareto`: trials wait at the first rung and every so many rungs after it, and are only stopped at those between.
+    One in `reduction_factor` to this power goes on at once."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.99
     """How sure it must be that the other trial is the better one, given the size of the validation data."""
     floor: Annotated[Literal["auto", "none"] | float, BeforeValidator(_floor)] = "auto"
@@ -279,7 +282,7 @@ class SweepConfig(Section):
     def rungs(self) -> tuple[int, ...]:
         """Steps at which trials are evaluated, rising; the last is `training.max_steps`."""
         last = self.training.max_steps
-        step = self.pruning.min_steps or math.ceil(last / 8)
+        step = self.pruning.min_steps or math.ceil(last / 16)
         rungs = []
         while step < last:
             rungs.append(step)

@@ -1,7 +1,7 @@
 """Who works next: takes each report, and says go on, wait or stop; knows which trial is worth the next steps. Runs on the driver.
 
 It knows nothing of Optuna, files or processes. With method `pareto` no trial runs to its end just because it came first: one
-in `reduction_factor` of a rung goes on at once, the others wait there with their checkpoint until nothing newer is worth more.
+in so many of a rung goes on at once, the others wait there with their checkpoint until nothing newer is worth more.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class Scheduler:
     def __init__(self, config: SweepConfig, objectives: Sequence[Objective], floor: float = math.inf) -> None:
         self._pruning = config.pruning
         self._rungs = config.rungs
+        self._resting = config.rungs[: -1 : config.pruning.wait_every] if config.pruning.method == "pareto" else ()
+        self._one_in = config.pruning.reduction_factor**config.pruning.wait_every
         self._ladder = Ladder(objectives)
         self._at_work: dict[int, int] = {}
         self._waiting: dict[int, int] = {}
@@ -112,10 +114,10 @@ class Scheduler:
         if (stop := self._stop(number, metrics.steps)) is not None:
             self._stops[number] = stop
             return Decision.PRUNE
-        if self._pruning.method != "pareto":
-            self.begin(number, metrics.steps)
-            return Decision.CONTINUE
         self.wait(number, metrics.steps)
+        if metrics.steps not in self._resting:
+            self.go_on(number)
+            return Decision.CONTINUE
         if self.choose(may_begin=may_begin, left_steps=left_steps) != number:
             return Decision.PAUSE
         self.go_on(number)
@@ -162,7 +164,7 @@ class Scheduler:
         by_rung = self._affordable(free)
         for steps in reversed(by_rung):
             num, gone_on = len(self._ladder.at(steps).numbers), len(self._gone_on[steps])
-            if (gone_on + 1) * self._pruning.reduction_factor <= num:
+            if (gone_on + 1) * self._one_in <= num:
                 return self._worthiest(steps, by_rung[steps])[0]
         if may_begin and free >= self._rungs[-1]:
             return Next.BEGIN

@@ -46,20 +46,30 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--variants", action="store_const", const="variants", default="methods", dest="group")
+    parser.add_argument("--only", nargs="*", help="methods to replay anew; the others' figures stay")
     asked = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     for task in asked.tasks:
-        work = [*itertools.product([asked.group], [task], GROUPS[asked.group], range(asked.seeds))]
+        methods = asked.only or [*GROUPS[asked.group]]
+        work = [*itertools.product([asked.group], [task], methods, range(asked.seeds))]
         with ProcessPoolExecutor(asked.processes) as pool:
             found = [*pool.map(_replayed, work, chunksize=5)]
-        rows, lines = [row for rows, _ in found for row in rows], [line for _, line in found]
-        pd.DataFrame(rows).to_csv(_file(asked.group, task), index=False, float_format="%.4f")
-        pd.DataFrame(lines).to_csv(_file(asked.group, f"{task}-seeds"), index=False, float_format="%.4f")
+        _keep(_file(asked.group, task), [row for rows, _ in found for row in rows], methods)
+        _keep(_file(asked.group, f"{task}-seeds"), [line for _, line in found], methods)
         print(task, "done", flush=True)
     done = [task for task in TASKS if _file(asked.group, task).exists()]
     summary = "\n".join(_summary(asked.group, task) for task in done)
     (RESULTS / f"{asked.group}.md").write_text(summary, encoding="utf-8")
     _draw(asked.group, done)
+
+
+def _keep(file: Path, rows: list[dict[str, object]], methods: list[str]) -> None:
+    """Write rows, beside those of other methods that lie there."""
+    table = pd.DataFrame(rows)
+    if file.exists():
+        before = pd.read_csv(file)
+        table = pd.concat([before[~before["method"].isin(methods)], table])
+    table.to_csv(file, index=False, float_format="%.4f")
 
 
 def _file(group: str, name: str) -> Path:

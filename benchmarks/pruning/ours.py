@@ -174,7 +174,10 @@ VARIANTS: dict[str, Callable[[Recording, int], list[Finish]]] = {
     "learning from finished trials, others PRUNED": functools.partial(tuner_search, worth=worth_if_finished),
     "learning from predicted final values": functools.partial(tuner_search, worth=worth_as_predicted),
     "first rung at an eighth": functools.partial(tuner_search, changes={"pruning.min_steps": 12}),
-    "reduction factor 4": functools.partial(tuner_search, changes={"pruning.reduction_factor": 4}),
+    "waiting at every rung": functools.partial(tuner_search, changes={"pruning.wait_every": 1}),
+    "three rungs, factor 4": functools.partial(
+        tuner_search, changes={"pruning.reduction_factor": 4, "pruning.wait_every": 1}
+    ),
     "confidence 0.95": functools.partial(tuner_search, changes={"pruning.confidence": 0.95}),
 }
 """What else was tried."""

@@ -29,12 +29,12 @@ def rungs(max_steps: int, **pruning: Any) -> tuple[int, ...]:
     return SweepConfig.model_validate(document(changes)).rungs
 
 
-def test_the_first_rung_is_an_eighth_of_the_steps_by_default() -> None:
-    assert rungs(120) == (15, 30, 60, 120)
+def test_the_first_rung_is_a_sixteenth_of_the_steps_by_default() -> None:
+    assert rungs(128) == (8, 16, 32, 64, 128)
 
 
-def test_an_eighth_is_rounded_up_so_that_no_rung_lies_just_before_the_end() -> None:
-    assert rungs(103) == (13, 26, 52, 103)
+def test_a_sixteenth_is_rounded_up_so_that_no_rung_lies_just_before_the_end() -> None:
+    assert rungs(97) == (7, 14, 28, 56, 97)
 
 
 @pytest.mark.parametrize(("max_steps", "expected"), [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (4, (1, 2, 4))])
@@ -63,7 +63,7 @@ def test_rungs_rise_by_the_factor_from_the_first_to_the_last_step(
 
     steps = rungs(max_steps, min_steps=first, reduction_factor=factor)
 
-    assert steps[0] == (first or math.ceil(max_steps / 8))
+    assert steps[0] == (first or math.ceil(max_steps / 16))
     assert steps[-1] == max_steps
     *inner, last = steps
     assert all(step * factor == after for step, after in itertools.pairwise(inner))

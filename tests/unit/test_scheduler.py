@@ -20,7 +20,7 @@ UNLIMITED: dict[str, Any] = {"may_begin": True, "left_steps": math.inf}
 
 def scheduler(*, max_steps: int = 80, floor: float = math.inf, **pruning: object) -> Scheduler:
     """Rungs at 10, 20, 40 and 80 steps by default."""
-    config = make_config(training={"max_steps": max_steps}, pruning={"min_steps": 10, "reduction_factor": 2, **pruning})
+    config = make_config(training={"max_steps": max_steps}, pruning={"min_steps": 10, "wait_every": 1, **pruning})
     return Scheduler(config, objectives_of(config), floor)
 
 
@@ -51,6 +51,23 @@ def test_one_of_two_goes_on_and_it_is_the_better_one() -> None:
 
     assert report(ladder, 0, at(10, 0.5)) is Decision.PAUSE
     assert report(ladder, 1, at(10, 0.9)) is Decision.CONTINUE
+
+
+def test_between_the_rungs_at_which_trials_wait_they_go_on_unless_they_are_stopped() -> None:
+    ladder = scheduler(wait_every=2)
+
+    assert report(ladder, 0, at(10, 0.9)) is Decision.PAUSE
+    assert report(ladder, 1, at(20, 0.1)) is Decision.CONTINUE
+    assert report(ladder, 1, at(40, 0.1)) is Decision.PAUSE
+    filled(ladder, [0.9, 0.89, 0.91, 0.88, 0.9, 0.92])
+    assert report(ladder, 2, at(20, 0.3, params=200)) is Decision.PRUNE
+
+
+def test_at_a_rung_where_trials_wait_one_goes_on_for_each_reduction_until_the_next() -> None:
+    ladder = scheduler(wait_every=2)
+    decisions = [report(ladder, number, at(10, 0.5 + number / 10)) for number in range(4)]
+
+    assert decisions == [Decision.PAUSE, Decision.PAUSE, Decision.PAUSE, Decision.CONTINUE]
 
 
 def test_a_paused_trial_is_given_out_when_it_is_the_best_that_waits() -> None:
@@ -184,7 +201,7 @@ def test_with_one_objective_what_goes_on_at_once_is_what_successive_halving_prom
     config = make_config(
         training={"max_steps": 80},
         objectives={"trainable_params": False, "memory": False},
-        pruning={"min_steps": 10, "reduction_factor": 2},
+        pruning={"min_steps": 10, "wait_every": 1},
     )
     ladder = Scheduler(config, objectives_of(config))
     study = optuna.create_study(

@@ -16,7 +16,7 @@ from tuner.study import Study, create_study, open_study
 from tuner.trial import FailReason, Metrics, Outcome, StopReason, TrialRecord, TrialState
 from tuner.worker.synthetic import SyntheticWorker
 
-LONG = {"training.max_steps": 64, "pruning.min_steps": 8, "search.num_trials": 30}
+LONG = {"training.max_steps": 64, "pruning.min_steps": 4, "search.num_trials": 30}
 
 
 def simulated(
@@ -165,7 +165,7 @@ def test_a_trial_that_turns_out_too_large_is_infeasible_and_the_sampler_is_told(
         by_state[record.state].append(record)
     assert by_state[TrialState.INFEASIBLE]
     assert by_state[TrialState.COMPLETE]
-    assert all(record.last is None or record.last.steps == 8 for record in by_state[TrialState.INFEASIBLE])
+    assert all(record.last is None or record.last.steps == 4 for record in by_state[TrialState.INFEASIBLE])
     frozen = study._journal._search.get_trials(deepcopy=False)
     excess = {trial.number: sum(trial.constraints.values()) for trial in frozen}
     assert all(excess[record.number] > 0 for record in by_state[TrialState.INFEASIBLE])
