@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TASKS = ("wordnet10", "movie-reviews", "tool-calling")
 RESULTS = Path(__file__).parent / "results"
-BUDGETS = np.round(np.arange(0.01, 1.001, 0.01), 2)
+BUDGETS = np.array(sorted({*np.round(np.arange(0.02, 1.001, 0.02), 2).tolist(), 0.05, 0.15, 0.25}))
 """Shares of the steps that training the whole table takes."""
 SHOWN = (0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0)
 ENOUGH = 0.99
