@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tuner.front import GIB
 from tuner.layers import count_trainable, ranks_of
-from tuner.trial import FailReason, TrialState
+from tuner.trial import TrialState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,8 +77,3 @@ def _asks_no_more(one: LoraSpec, other: LoraSpec, model: ModelFacts) -> bool:
         return False
     ranks = ranks_of(model.layers, other)
     return all(r <= ranks.get(name, 0) for name, r in ranks_of(model.layers, one).items())
-
-
-def is_out_of_memory(record: TrialRecord) -> bool:
-    """Whether a trial ran out of memory, whatever the limit."""
-    return record.outcome is not None and record.outcome.reason is FailReason.OUT_OF_MEMORY

@@ -99,7 +99,7 @@ def median_stops(rung: Rung, row: int, best: float, finished: frozenset[int]) ->
 
     Source: Golovin et al., Google Vizier (KDD 2017), as in optuna's `MedianPruner` (5.0) with its five start-up trials.
     """
-    others = [place for place, number in enumerate(rung.numbers) if int(number) in finished and place != row]
+    others = [place for number in finished if (place := rung.places.get(number, row)) != row]
     if len(finished) < MEDIAN_STARTUP_TRIALS or not others:
         return False
     return best > float(np.median(rung.metric[others]))
