@@ -163,8 +163,7 @@ class Scheduler:
         free = left_steps - sum(self._rungs[-1] - steps for steps in self._at_work.values())
         by_rung = self._affordable(free)
         for steps in reversed(by_rung):
-            num, gone_on = len(self._ladder.at(steps).numbers), len(self._gone_on[steps])
-            if (gone_on + 1) * self._one_in <= num:
+            if self._is_one_due(steps):
                 return self._worthiest(steps, by_rung[steps])[0]
         if may_begin and free >= self._rungs[-1]:
             return Next.BEGIN
@@ -172,6 +171,14 @@ class Scheduler:
             return Next.NOTHING
         best = [(*self._worthiest(steps, numbers), steps) for steps, numbers in by_rung.items()]
         return max(best, key=lambda found: (found[1] / (self._rungs[-1] - found[2]), found[2]))[0]
+
+    def _is_one_due(self, steps: int) -> bool:
+        """Whether one more may go on from a rung at once: one in so many, but none while it is alone there.
+
+        The share is rounded to the nearest, not down, so that something finishes early.
+        """
+        num, gone_on = len(self._ladder.at(steps).numbers), len(self._gone_on[steps])
+        return num > 1 and (gone_on + 0.5) * self._one_in <= num
 
     def _affordable(self, free: float) -> dict[int, list[int]]:
         """Rung -> trials that wait there and can still be finished, by rising steps."""

@@ -227,17 +227,16 @@ def _examined(base: BaseModel, model: nn.Module, batches: Sequence[Batch], watch
     for index, batch in enumerate(batches):
         with watch() if index == len(batches) - 1 else contextlib.nullcontext():
             logits_BTV = forward(base, model, batch)
-            found.append(_per_row(logits_BTV, batch.labels))
+            found.append(row_sums(logits_BTV, batch.labels).cpu().numpy())
     columns = np.concatenate(found, axis=1)
     return Examined(nll=columns[0], num_tokens=columns[1], num_right=columns[2])
 
 
-def _per_row(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> Floats:
+def row_sums(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
     """(summed cross entropy, tokens, right tokens) of each row, of shape (3, B)."""
     logits_NV, labels_N = learned(logits_BTV, labels_BT)
     row_N = (labels_BT[:, 1:] != IGNORED).nonzero()[:, 0]
     nll_N = cross_entropy(logits_NV, labels_N, reduction="none").double()
     right_N = (logits_NV.argmax(-1) == labels_N).double()
     sums = torch.zeros(3, len(labels_BT), dtype=torch.float64, device=labels_BT.device)
-    sums.index_add_(1, row_N, torch.stack([nll_N, torch.ones_like(nll_N), right_N]))
-    return sums.cpu().numpy()
+    return sums.index_add_(1, row_N, torch.stack([nll_N, torch.ones_like(nll_N), right_N]))

@@ -209,8 +209,8 @@ class TrialRun:
     def _backward(self, batch: Batch, index: int, count: int) -> float:
         """A batch's share of the step's mean loss, its gradients added."""
         torch.manual_seed(_mixed(self._spec.seed, index))
-        logits = forward(self._base, self.adapted.model, batch)
-        loss = summed_loss(logits, batch.labels) / count
+        # no name for the logits: they are gone when the backward pass begins
+        loss = summed_loss(forward(self._base, self.adapted.model, batch), batch.labels) / count
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
