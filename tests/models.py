@@ -76,6 +76,14 @@ def write_pairs(folder: Path, num: int = 60) -> Path:
     return file
 
 
+def causal_changes(folder: Path) -> dict[str, Any]:
+    """What makes a small sweep one of a causal language model, by dotted key."""
+    return {
+        "data": {"path": str(write_pairs(folder)), "max_length": 32, "validation": 16, "test": 4},
+        "training": {**DOCUMENT["training"], "task": "causal-lm", "eval_batch_size": 8},
+    }
+
+
 def causal_document(folder: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """A small causal-lm sweep on the tiny model, changed by dotted key."""
     space = {
@@ -85,8 +93,6 @@ def causal_document(folder: Path, changes: dict[str, Any] | None = None) -> dict
     }
     own = {
         "model.name": str(write_tiny_llama(folder)),
-        "data": {"path": str(write_pairs(folder)), "max_length": 32, "validation": 16, "test": 4},
-        "training": {**DOCUMENT["training"], "task": "causal-lm", "eval_batch_size": 8},
         "search.space": space,
     }
-    return document(own | (changes or {}))
+    return document(causal_changes(folder) | own | (changes or {}))

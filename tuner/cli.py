@@ -92,6 +92,37 @@ def recommend(
 
 
 @app.command()
+def plan(  # noqa: PLR0913, PLR0917 -- each is an option
+    sweep_file: SweepFile,
+    gpu: Annotated[
+        str | None, typer.Option(help="A card, such as L4-24GB or 24GiB; as the file says by default.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=0, help="How many trials to sample.")] = 20,
+    explain: Annotated[bool, typer.Option("--explain", help="Break every peak down.")] = False,  # noqa: FBT002 -- typer's way
+    step_s: Annotated[float | None, typer.Option(min=0, help="Seconds of an optimizer step.")] = None,
+    like: Annotated[Path | None, typer.Option(help="A sweep's folder, for its step time.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU hour.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for plan.txt, plan.json and plan.png.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Say what a sweep will need of a GPU, without one and without weights; start nothing."""
+    from tuner import sweep  # noqa: PLC0415 -- keeps --help fast
+    from tuner.planning import make_plan, measured_step_s  # noqa: PLC0415
+    from tuner.planning.text import plan_text  # noqa: PLC0415
+    from tuner.planning.writing import write_plan  # noqa: PLC0415
+    from tuner.sweep_file import load_sweep_file  # noqa: PLC0415
+
+    config = load_sweep_file(sweep_file, overrides or ())
+    if like is not None:
+        step_s = measured_step_s(sweep.load(like).records)
+    planned = make_plan(config, str(sweep_file), gpu=gpu, num_samples=trials, step_s=step_s)
+    typer.echo(plan_text(planned, is_explained=explain, price=price))
+    if out is not None:
+        write_plan(planned, out, price=price)
+        typer.echo(f"plan: {out / 'plan.txt'}")
+
+
+@app.command()
 def validate(sweep_file: SweepFile, overrides: Overrides = None) -> None:
     """Check a sweep file; start nothing."""
     from tuner.sweep_file import load_sweep_file  # noqa: PLC0415 -- keeps --help fast

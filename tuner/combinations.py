@@ -39,6 +39,7 @@ def combination_problems(sections: dict[str, Section]) -> Iterator[tuple[Place, 
     yield from _space_problems(known)
     yield from _quantization_problems(known)
     yield from _resource_problems(known)
+    yield from _memory_problems(known)
 
 
 class _Known:
@@ -166,3 +167,13 @@ def _resource_problems(known: _Known) -> Iterator[tuple[Place, str]]:
         yield ("resources", "gpus_per_trial"), f"must be whole above 1 (fractions share one card), got {gpus}"
     if gpus == 0 and known.training and known.training.optimizer == "paged_adamw_8bit":
         yield ("training", "optimizer"), "paged_adamw_8bit needs a GPU, and resources.gpus_per_trial is 0"
+
+
+def _memory_problems(known: _Known) -> Iterator[tuple[Place, str]]:
+    if known.objectives is None or known.model is None:
+        return
+    place, asked = ("objectives", "memory"), known.objectives.memory
+    if asked.gpu is not None and known.model.quantization == "int8":
+        yield (*place, "gpu"), "can't be predicted with model.quantization int8; nf4, fp4 and none can"
+    if asked.padding == "packed" and known.training and known.training.task == "classification":
+        yield (*place, "padding"), "can't be packed for classification: a text to classify needs a row of its own"

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from tuner.dimensions import Dimension, ModuleName, Option, Section, TargetChoices, Targets, wrong
+from tuner.gpus import gpu_named
 from tuner.trial import Metric
 
 Place = tuple[str | int, ...]
@@ -42,6 +43,10 @@ class ModelConfig(Section):
     """Run Python code that comes with the model."""
     allow_pickle: bool = False
     """Take weights that are no safetensors or GGUF; unpickling can run code."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """transformers' attention; `auto` is its own choice, `sdpa` for most. `flash_attention_2` needs a GPU and its package."""
+    config: Annotated[str, Field(min_length=1)] | None = None
+    """For predictions: a config.json, a folder with one, or one that tuner brings (`Llama-3.1-8B`); else that of `name`."""
 
 
 class DataConfig(Section):
@@ -174,6 +179,65 @@ class SearchConfig(Section):
     """The choices."""
 
 
+class GenerationConfig(Section):
+    """Text that is generated beside training, for its memory alone; tuner's own metrics need none."""
+
+    batch_size: Annotated[int, Field(ge=0)] = 0
+    """Rows that are generated at the same time; 0 for none."""
+    prompt_tokens: Annotated[int, Field(ge=1)] = 512
+    """Tokens that are given."""
+    new_tokens: Annotated[int, Field(ge=1)] = 128
+    """Tokens that are written."""
+
+
+def _gpu(raw: object) -> object:
+    """A card's name; `{memory_gib: 24}` is one of which only the memory is known."""
+    if raw is None:
+        return None
+    try:
+        return gpu_named(raw).name
+    except ValueError as error:
+        raise wrong("{text}", text=str(error)) from error
+
+
+class MemoryConfig(Section):
+    """The memory objective, and the settings that move a predicted peak; by default those by which tuner trains.
+
+    `true` and `false` in its place say whether it is weighed.
+    """
+
+    weigh: bool = True
+    """Minimise the peak memory of training."""
+    gpu: Annotated[str | None, BeforeValidator(_gpu)] = None
+    """Predict for this card: `T4-16GB`, `L4-24GB`, `A100-80GB`, `H100-80GB` and so on, or `{memory_gib: 24}`. What can't fit is
+    not started; without a GPU the prediction is the objective."""
+    context_mib: NotNegative | None = None
+    """What driver and kernels take of the card before the first tensor; as in tuner's table by default."""
+    longest_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens in a row of the longest batch; that of the data by default, and `data.max_length` in `tuner plan`."""
+    padding: Literal["auto", "none", "padded", "packed"] = "auto"
+    """How a batch's examples come to one length; `none` if all are equally long."""
+    adapter_dtype: Literal["float32", "compute"] = "float32"
+    """Type of what is trained; `compute` is that of the activations."""
+    autocast: bool = True
+    """Whether float32 adapters meet 16-bit activations by autocast."""
+    upcast: bool = False
+    """Whether all that is not quantized is turned into float32, as PEFT's `prepare_model_for_kbit_training` does."""
+    logits: Literal["learned", "kept", "freed"] = "learned"
+    """What becomes of the logits: `learned` as tuner trains, `kept` in a plain loop, `freed` in transformers' Trainer."""
+    kv_cache: bool = False
+    """Whether training keeps keys and values as if to generate from them."""
+    generation: GenerationConfig = GenerationConfig()
+
+
+def _memory(raw: object) -> object:
+    if isinstance(raw, (dict, MemoryConfig)):
+        return raw
+    if isinstance(raw, bool):
+        return {"weigh": raw}
+    raise wrong("must be true, false or a mapping, got {got}", got=repr(raw))
+
+
 class ObjectivesConfig(Section):
     """What the front weighs against each other."""
 
@@ -183,8 +247,7 @@ class ObjectivesConfig(Section):
     """Validation metric to make best; `accuracy` for classification and `exact_match` for causal language models by default."""
     trainable_params: bool = True
     """Minimise the trainable parameters."""
-    memory: bool = True
-    """Minimise the peak memory of training."""
+    memory: Annotated[MemoryConfig, BeforeValidator(_memory)] = MemoryConfig()
 
 
 def _floor(raw: object) -> object:

@@ -6,7 +6,8 @@
     │   ├── FolderError            a sweep's folder exists already, is none, is in use, can't be written
     │   ├── ResourcesError         the cluster has not what a trial asks for
     │   ├── PickError              no such trial, or its adapter was not kept
-    │   └── AdviceError            nothing can be recommended for what was asked
+    │   ├── AdviceError            nothing can be recommended for what was asked
+    │   └── PredictionError        the memory of what was asked for can't be predicted
     ├── TooManyFailuresError       trials failed one after another; holds the last traceback
     └── ExportError                the exported adapter does not load, or scores otherwise than the report says
 
@@ -77,6 +78,10 @@ class PickError(UsageError):
 
 class AdviceError(UsageError):
     """There is no such model or task to recommend anything for."""
+
+
+class PredictionError(UsageError):
+    """The memory of what was asked for can't be predicted."""
 
 
 class TooManyFailuresError(TunerError):

@@ -1,7 +1,7 @@
 """Whether a trial can fit into the memory limit, known before it begins. Pure; runs on the driver.
 
-Only what is certain counts here: weights, gradients and optimizer state that a trial must hold at the same time, and trials that
-were found too large and ask for less in every respect.
+Where the sweep names a card, or runs on one, by its predicted peak. Else only what is certain counts: weights, gradients and
+optimizer state that a trial must hold at the same time, and trials that were found too large and ask for less in every respect.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tuner.front import GIB
 from tuner.layers import count_trainable, ranks_of
+from tuner.peaks import Verdict
 from tuner.trial import TrialState
 
 if TYPE_CHECKING:
@@ -26,13 +27,31 @@ BYTES_TRAINED = {"adamw": 16, "paged_adamw_8bit": 8}
 """Of a trained number: float32 weight and gradient, and AdamW's two moments where they can't be paged out."""
 
 
+def misfit(record: TrialRecord, config: SweepConfig) -> tuple[str, float] | None:
+    """Tell why a trial's predicted peak is too large, and by how many GiB; None where it may fit or nothing is predicted."""
+    found = record.prediction
+    if found is None:
+        return None
+    limit = config.resources.memory_limit_gib
+    needed, there = (found.allocated_bytes + found.context_bytes) / GIB, found.capacity_bytes / GIB
+    if found.verdict is Verdict.DOES_NOT_FIT:
+        return f"predicted to need {needed:.2f} GiB in its {found.phase}, the card has {there:.2f} GiB", needed - there
+    allocated = found.allocated_bytes / GIB
+    if limit is not None and allocated > limit:
+        return (
+            f"predicted to need {allocated:.2f} GiB in its {found.phase}, the limit is {limit:g} GiB",
+            allocated - limit,
+        )
+    return None
+
+
 def too_large(
-    lora: LoraSpec, config: SweepConfig, model: ModelFacts, records: Iterable[TrialRecord]
+    record: TrialRecord, config: SweepConfig, model: ModelFacts, records: Iterable[TrialRecord]
 ) -> tuple[str, float] | None:
-    """Tell why an adapter cannot fit, and by how much.
+    """Tell why a trial of the search cannot fit, and by how much.
 
     Args:
-        lora: The adapter.
+        record: The trial, nothing of which has run.
         config: The sweep, with its limit.
         model: The base.
         records: Trials so far.
@@ -40,8 +59,10 @@ def too_large(
     Returns:
         (reason for people, GiB above the limit, above 0); None where it may fit, or where there is no limit.
     """
-    limit = config.resources.memory_limit_gib
-    if limit is None or not model.layers:
+    if record.prediction is not None:
+        return misfit(record, config)
+    limit, lora = config.resources.memory_limit_gib, record.spec.lora
+    if limit is None or not model.layers or lora is None:
         return None
     least = least_bytes(lora, config, model) / GIB
     if least > limit:
@@ -49,11 +70,11 @@ def too_large(
             f"weights, gradients and optimizer state alone take {least:.2f} GiB, the limit is {limit:g} GiB",
             least - limit,
         )
-    for record in records:
-        if record.state is TrialState.INFEASIBLE and record.spec.lora and record.last is not None:
-            asks_less = _asks_no_more(record.spec.lora, lora, model)
-            if asks_less and (excess := record.last.peak_memory_bytes / GIB - limit) > 0:
-                return f"trial {record.number} asks for no more in any layer and was too large", excess
+    for other in records:
+        if other.state is TrialState.INFEASIBLE and other.spec.lora and other.last is not None:
+            asks_less = _asks_no_more(other.spec.lora, lora, model)
+            if asks_less and (excess := other.last.peak_memory_bytes / GIB - limit) > 0:
+                return f"trial {other.number} asks for no more in any layer and was too large", excess
     return None
 
 

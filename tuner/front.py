@@ -71,7 +71,7 @@ _COSTS = frozenset({Objective.TRAINABLE_PARAMS, Objective.PEAK_MEMORY_GIB})
 def objectives_of(config: SweepConfig) -> tuple[Objective, ...]:
     """What a sweep weighs: its metric first, then the costs."""
     goals = config.objectives
-    costs = ((Objective.TRAINABLE_PARAMS, goals.trainable_params), (Objective.PEAK_MEMORY_GIB, goals.memory))
+    costs = ((Objective.TRAINABLE_PARAMS, goals.trainable_params), (Objective.PEAK_MEMORY_GIB, goals.memory.weigh))
     return (Objective(config.metric.value), *(cost for cost, is_asked in costs if is_asked))
 
 

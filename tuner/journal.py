@@ -18,6 +18,7 @@ from optuna.study import StudyDirection
 from pydantic import TypeAdapter
 
 from tuner.errors import FolderError
+from tuner.peaks import Prediction
 from tuner.trial import Inspection, Metrics, Outcome, ParamValue, TrialRecord, TrialSpec, TrialState
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tuner.front import Objective
 
 SPEC, METRICS, OUTCOME, INSPECTION, PAUSED, ELAPSED = "spec", "metrics", "outcome", "inspection", "paused", "elapsed_s"
+PREDICTION = "prediction"
 """Keys of user attributes; `metrics` is followed by the rung's steps."""
 MEMORY = "memory"
 """Name of the constraint that a trial which needs too much memory does not keep."""
@@ -37,6 +39,7 @@ _SPEC = TypeAdapter(TrialSpec)
 _METRICS = TypeAdapter(Metrics)
 _OUTCOME = TypeAdapter(Outcome)
 _INSPECTION = TypeAdapter(Inspection)
+_PREDICTION = TypeAdapter(Prediction)
 
 _OPTUNA_STATES = {
     TrialState.COMPLETE: optuna.trial.TrialState.COMPLETE,
@@ -113,6 +116,10 @@ class Journal:
         begun.set_user_attr(SPEC, _SPEC.dump_python(spec, mode="json"))
         frozen = study._storage.get_trial(begun._trial_id)  # noqa: SLF001 -- optuna has no public way by number
         self._trials[spec.number] = study, frozen
+
+    def write_prediction(self, number: int, prediction: Prediction) -> None:
+        """Write down what memory a trial is expected to need."""
+        self._set(number, PREDICTION, _PREDICTION.dump_python(prediction, mode="json"))
 
     def write_metrics(self, number: int, metrics: Metrics) -> None:
         """Write down a report."""
@@ -220,4 +227,5 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         state=outcome.state if outcome else waits,
         curve=tuple(sorted(curve, key=lambda metrics: metrics.steps)),
         outcome=outcome,
+        prediction=_PREDICTION.validate_python(attrs[PREDICTION], strict=False) if PREDICTION in attrs else None,
     )

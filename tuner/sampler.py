@@ -57,6 +57,7 @@ def propose(
         The same point for the same records and number, whatever was drawn before.
     """
     # One sampler per trial, seeded by the trial's number: a resumed sweep must not draw the first trials' points again.
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every study, and there is one for each point
     seed = int(np.random.SeedSequence([config.search.seed, number]).generate_state(1)[0])
     study = optuna.create_study(directions=["minimize"] * len(objectives_of(config)), sampler=_sampler(config, seed))
     if config.search.sampler == "tpe":

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.errors import ResourcesError
-from tuner.feasibility import too_large
+from tuner.feasibility import misfit, too_large
 from tuner.front import GIB, has_begun, objectives_of
 from tuner.journal import Journal, SearchTrial, create_journal, open_journal
+from tuner.peaks import Prediction
 from tuner.recommend import baseline_specs, starting_points
 from tuner.sampler import propose
 from tuner.scheduler import Next, Scheduler
@@ -81,6 +82,8 @@ class Study:
         self._baselines = [spec for spec in baseline_specs(config, self.inspection) if spec.number not in self._records]
         self._is_recovered = False
         self._is_over = False
+        self.predict: Callable[[TrialSpec], Prediction | None] = lambda _: None
+        """Tells a trial's peak memory before it begins, where it can; set by who drives the sweep."""
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
@@ -106,8 +109,9 @@ class Study:
             self._is_recovered = True
         if self._unfinished:
             return self._unfinished.pop(0)
-        if self._baselines:
-            return self._begun(self._baselines.pop(0))
+        while self._baselines:
+            if (spec := self._begun(self._baselines.pop(0))) is not None:
+                return spec
         choice = self._scheduler.choose(may_begin=self._may_begin, left_steps=self._left_steps)
         self._stop(self._scheduler.take_stopped())
         if choice is Next.BEGIN:
@@ -131,6 +135,7 @@ class Study:
             metrics: Its results; `metrics.steps` is the rung.
         """
         record = self._records[number]
+        metrics = self._as_predicted(record, metrics)
         is_new = metrics.steps not in {known.steps for known in record.curve}
         if is_new:
             self._journal.write_metrics(number, metrics)
@@ -204,16 +209,14 @@ class Study:
         for _ in range(MOST_INFEASIBLE_IN_A_ROW):
             spec, trial = self._next_point()
             self._journal.write_spec(spec, trial)
-            record = self._keep(TrialRecord(spec=spec, state=TrialState.RUNNING))
-            assert spec.lora is not None  # noqa: S101 -- only baselines have none
-            found = too_large(spec.lora, self._config, self.inspection.model, self._searched)
+            record = self._written(spec)
+            found = too_large(record, self._config, self.inspection.model, self._searched)
             if found is None:
                 self._scheduler.begin(spec.number)
                 self._num_begun += 1
                 return spec
             detail, excess_gib = found
-            outcome = Outcome(state=TrialState.INFEASIBLE, stop=StopReason.MEMORY, detail=detail)
-            self._close(record, outcome, excess_gib)
+            self._close(record, _infeasible(detail), excess_gib)
         msg = f"resources.memory_limit_gib: {MOST_INFEASIBLE_IN_A_ROW} points in a row do not fit; the last: {detail}"
         raise ResourcesError(msg)
 
@@ -234,11 +237,32 @@ class Study:
         self._keep(dataclasses.replace(record, state=TrialState.RUNNING))
         return record.spec
 
-    def _begun(self, spec: TrialSpec) -> TrialSpec:
-        """A trial beside the search."""
+    def _begun(self, spec: TrialSpec) -> TrialSpec | None:
+        """A trial beside the search; None if it is known not to fit."""
         self._journal.write_spec(spec)
-        self._keep(TrialRecord(spec=spec, state=TrialState.RUNNING))
-        return spec
+        record = self._written(spec)
+        if (found := misfit(record, self._config)) is None:
+            return spec
+        self._close(record, _infeasible(found[0]), found[1])
+        return None
+
+    def _written(self, spec: TrialSpec) -> TrialRecord:
+        """A trial that stands in the journal, with what is known of its memory."""
+        prediction = self.predict(spec)
+        if prediction is not None:
+            self._journal.write_prediction(spec.number, prediction)
+        return self._keep(TrialRecord(spec=spec, state=TrialState.RUNNING, prediction=prediction))
+
+    def _as_predicted(self, record: TrialRecord, metrics: Metrics) -> Metrics:
+        """On a CPU the memory that counts is what the trial would need on the card that the sweep names."""
+        if record.prediction is None or metrics.memory_kind is not MemoryKind.CPU_ALLOCATED:
+            return metrics
+        return dataclasses.replace(
+            metrics,
+            peak_memory_bytes=record.prediction.allocated_bytes,
+            peak_reserved_bytes=record.prediction.reserved_bytes,
+            memory_kind=MemoryKind.PREDICTED,
+        )
 
     def _decided(self, number: int, metrics: Metrics) -> Decision:
         decision = self._scheduler.report(number, metrics, may_begin=self._may_begin, left_steps=self._left_steps)
@@ -311,6 +335,10 @@ class Study:
             return outcome
         detail = f"{record.last.memory_kind}, the sweep's trials: {', '.join(self._kinds)}"
         return Outcome(state=TrialState.FAIL, reason=FailReason.MEMORY_KIND, detail=detail)
+
+
+def _infeasible(detail: str) -> Outcome:
+    return Outcome(state=TrialState.INFEASIBLE, stop=StopReason.MEMORY, detail=detail)
 
 
 def _explained(outcome: Outcome, stop: Stop | None) -> Outcome:

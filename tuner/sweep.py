@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from tuner.errors import ConfigError, Problem, TooManyFailuresError
 from tuner.folder import SweepFolder
 from tuner.front import Objective, front, objectives_of
 from tuner.live import NoView, View
+from tuner.predictor import predicting
 from tuner.report import write_report
 from tuner.space import space_problems
 from tuner.study import Study, create_study, open_study
@@ -186,7 +188,8 @@ def _carry_out(study: Study, trainer: Backend, config: SweepConfig, folder: Swee
     objectives = objectives_of(config)
     folder.settle(study.records, objectives, keep_stopped=config.pruning.audit > 0)
     try:
-        with view.watching(config, study.inspection, study.records):
+        with predicting() as predictor, view.watching(config, study.inspection, study.records):
+            study.predict = functools.partial(predictor.predict_trial, config=config, inspection=study.inspection)
             trainer.run(config, folder.path.absolute(), _Driver(study, config, folder, view))
         folder.settle(study.records, objectives)  # nothing is left to audit
     finally:

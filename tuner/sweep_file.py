@@ -289,6 +289,8 @@ def _with_paths(config: SweepConfig, resolve: Callable[[str], str]) -> SweepConf
     model, data = config.model, config.data
     if is_folder_name(model.name):
         model = model.model_copy(update={"name": resolve(model.name)})
+    if model.config is not None and is_folder_name(model.config):
+        model = model.model_copy(update={"config": resolve(model.config)})
     if data.path is not None:
         data = data.model_copy(update={"path": resolve(data.path)})
     return config.model_copy(update={"model": model, "data": data})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from tuner.gpus import Gpu
 from tuner.layers import ModelFacts
 from tuner.lora import LoraSpec
+from tuner.peaks import Prediction
 
 ParamValue = bool | int | float | str
 """A searched parameter's value."""
@@ -138,6 +140,8 @@ class MemoryKind(enum.StrEnum):
     """`torch.cuda.max_memory_allocated` over the trial."""
     CPU_ALLOCATED = "measured: CPU allocated"
     """Resident tensors plus the allocator's events, by `torch.profiler`, at each rung's largest batches."""
+    PREDICTED = "predicted: CUDA allocated"
+    """What `torch.cuda.max_memory_allocated` would tell on the card that the sweep names; nobody has measured it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,6 +236,8 @@ class TrialRecord:
     """One entry per rung reached, by rising steps."""
     outcome: Outcome | None = None
     """None while it runs."""
+    prediction: Prediction | None = None
+    """Its peak as known before it began; None where the sweep names no card and runs on none."""
 
     @property
     def number(self) -> int:
@@ -269,7 +275,17 @@ class Inspection:
     """Share of the most frequent answer (class or completion) in the validation data, in [0, 1]."""
     num_duplicates: int = 0
     """Examples left out because their input came before, in the same split or in one that is held out."""
+    longest_train: int = 0
+    """Tokens of the longest training example; 0 where nobody has counted."""
+    longest_validation: int = 0
+    """Tokens of the longest validation example."""
+    most_learned: int = 0
+    """Most tokens that are learned of one training example."""
+    most_scored: int = 0
+    """Most tokens that are scored of one validation example."""
     num_too_long: int = 0
     """Examples left out because they are longer than `data.max_length`; classification cuts them off instead."""
     model: ModelFacts = field(default_factory=ModelFacts)
     """What the base model is made of."""
+    gpu: Gpu | None = None
+    """The card that the worker runs on; None on a CPU."""

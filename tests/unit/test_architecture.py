@@ -15,10 +15,13 @@ ROOT = Path(__file__).parents[2]
 
 LAYERS = (
     ("tuner.errors", "tuner.lora", "tuner.pareto"),
-    ("tuner.layers",),
+    ("tuner.gpus", "tuner.layers", "tuner.peaks"),
     ("tuner.trial",),
     ("tuner.dimensions", "tuner.metric_text"),
     ("tuner.config",),
+    ("tuner.prediction",),
+    ("tuner.closed_form", "tuner.workload"),
+    ("tuner.predictor",),
     ("tuner.combinations", "tuner.front", "tuner.space"),
     ("tuner.feasibility", "tuner.folder", "tuner.journal", "tuner.ladder", "tuner.recommend", "tuner.sweep_file"),
     ("tuner.forecast", "tuner.sampler"),
@@ -26,38 +29,55 @@ LAYERS = (
     ("tuner.advice", "tuner.live", "tuner.scheduler"),
     ("tuner.study",),
     ("tuner.backends", "tuner.report"),
-    ("tuner.sweep",),
+    ("tuner.planning", "tuner.sweep"),
     ("tuner.exporting",),
     ("tuner", "tuner.cli"),
     ("tuner.__main__",),
 )
 """Bottom first. A module imports only from lower rows; a folder is one entry, whose modules import each other."""
 
-WORKER = "tuner.worker"
-WORKER_MAY_IMPORT = ("tuner.config", "tuner.dimensions", "tuner.errors", "tuner.layers", "tuner.lora", "tuner.trial")
-"""The worker's room stands beside the layers: nothing imports it (backends name it by a dotted path)."""
+WORKER, PREDICTOR = "tuner.worker", "tuner.vram"
+WORKER_MAY_IMPORT = (
+    "tuner.config",
+    "tuner.dimensions",
+    "tuner.errors",
+    "tuner.gpus",
+    "tuner.layers",
+    "tuner.lora",
+    "tuner.trial",
+)
+"""The worker's room stands beside the layers: only the predictor's imports it (backends name it by a dotted path)."""
+PREDICTOR_MAY_IMPORT = (*WORKER_MAY_IMPORT, "tuner.peaks", "tuner.prediction")
+"""The predictor's room is a process of its own: nothing imports it, and it may run what the worker runs."""
 
 HOMES = {
     "accelerate": (WORKER,),
-    "bitsandbytes": (WORKER,),
+    "bitsandbytes": (WORKER, PREDICTOR),
     "datasets": (WORKER,),
     "filelock": ("tuner.folder", WORKER),
     "gguf": (),
-    "matplotlib": ("tuner.report.picture",),
+    "matplotlib": ("tuner.planning.picture", "tuner.report.picture"),
     "moocore": ("tuner.pareto",),
     "optuna": ("tuner.journal", "tuner.sampler"),
     "pandas": (WORKER,),
-    "peft": (WORKER,),
+    "peft": (WORKER, PREDICTOR),
     "plotly": ("tuner.report.page",),
-    "pydantic": ("tuner.config", "tuner.dimensions", "tuner.journal", "tuner.sweep_file"),
+    "pydantic": (
+        "tuner.config",
+        "tuner.dimensions",
+        "tuner.journal",
+        "tuner.predictor",
+        "tuner.sweep_file",
+        "tuner.vram.__main__",
+    ),
     "pydantic_core": ("tuner.dimensions", "tuner.sweep_file"),
     "ray": ("tuner.backends.ray_tune",),
     "rich": ("tuner.live",),
     "ruamel": ("tuner.sweep_file",),
     "safetensors": (WORKER,),
     "scipy": ("tuner.report.audit",),
-    "torch": (WORKER,),
-    "transformers": (WORKER,),
+    "torch": (WORKER, PREDICTOR),
+    "transformers": (WORKER, PREDICTOR),
     "typer": ("tuner.cli",),
 }
 """Library -> the only modules or folders that import it, at whatever depth."""
@@ -80,7 +100,7 @@ def is_within(module: str, entry: str) -> bool:
 
 
 def entry_of(module: str) -> str | None:
-    return next((entry for entry in (*RANKS, WORKER) if is_within(module, entry)), None)
+    return next((entry for entry in (*RANKS, WORKER, PREDICTOR) if is_within(module, entry)), None)
 
 
 def imports_of(tree: ast.AST) -> Iterator[str]:
@@ -105,6 +125,8 @@ def may_import(module: str, name: str) -> bool:
         return True
     if importer == WORKER:
         return imported in WORKER_MAY_IMPORT
+    if importer == PREDICTOR:
+        return imported in (WORKER, *PREDICTOR_MAY_IMPORT)
     return importer in RANKS and imported in RANKS and RANKS[imported] < RANKS[importer]
 
 
@@ -126,8 +148,14 @@ def test_no_module_imports_upwards_or_sideways() -> None:
     assert [pair for pair in OWN_IMPORTS if not may_import(*pair)] == []
 
 
-def test_nothing_outside_the_workers_room_imports_it() -> None:
-    assert [pair for pair in OWN_IMPORTS if is_within(pair[1], WORKER) and not is_within(pair[0], WORKER)] == []
+def test_nothing_outside_the_rooms_with_torch_imports_them() -> None:
+    rooms = (WORKER, PREDICTOR)
+
+    assert [
+        (module, name)
+        for module, name in OWN_IMPORTS
+        if any(is_within(name, room) for room in rooms) and not any(is_within(module, room) for room in rooms)
+    ] == []
 
 
 @pytest.mark.parametrize("library", sorted(HOMES))

@@ -143,7 +143,7 @@ def test_a_sweep_never_changes_once_it_is_loaded_defaults_included() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         config.training.max_steps = 1  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
-        config.objectives.memory = False  # type: ignore[misc]
+        config.objectives.memory = False  # type: ignore[misc, assignment]
 
 
 def test_the_project_comes_with_sweep_files() -> None:

@@ -13,6 +13,7 @@ from tuner.trial import TrialState
 
 LLAMA = make_llama()
 LORA = make_lora(target_modules=("all-linear",), r=16)
+ASKED = make_record(4, TrialState.RUNNING, spec=make_spec(4, lora=LORA), curve=())
 
 
 def config(**resources: Any) -> Any:
@@ -27,7 +28,7 @@ def test_what_a_step_holds_is_the_base_and_sixteen_bytes_for_each_trained_number
 
 
 def test_an_adapter_whose_weights_alone_exceed_the_limit_does_not_fit() -> None:
-    found = too_large(LORA, config(memory_limit_gib=4.0), LLAMA, [])
+    found = too_large(ASKED, config(memory_limit_gib=4.0), LLAMA, [])
 
     assert found is not None
     detail, excess_gib = found
@@ -37,7 +38,7 @@ def test_an_adapter_whose_weights_alone_exceed_the_limit_does_not_fit() -> None:
 
 @pytest.mark.parametrize("limit", [None, 24.0])
 def test_what_may_fit_is_tried(limit: float | None) -> None:
-    assert too_large(LORA, config(memory_limit_gib=limit), LLAMA, []) is None
+    assert too_large(ASKED, config(memory_limit_gib=limit), LLAMA, []) is None
 
 
 def refused(r: int, **lora: Any) -> Any:
@@ -49,11 +50,11 @@ def refused(r: int, **lora: Any) -> Any:
 
 
 def test_what_asks_for_more_in_every_layer_than_a_trial_that_was_too_large_does_not_fit() -> None:
-    found = too_large(LORA, config(memory_limit_gib=24.0), LLAMA, [refused(8)])
+    found = too_large(ASKED, config(memory_limit_gib=24.0), LLAMA, [refused(8)])
 
     assert found == ("trial 3 asks for no more in any layer and was too large", 6.0)
 
 
 @pytest.mark.parametrize("record", [refused(32), refused(8, use_dora=True), refused(8, lora_dropout=0.1)])
 def test_what_asks_for_less_anywhere_is_tried(record: Any) -> None:
-    assert too_large(LORA, config(memory_limit_gib=24.0), LLAMA, [record]) is None
+    assert too_large(ASKED, config(memory_limit_gib=24.0), LLAMA, [record]) is None

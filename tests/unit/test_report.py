@@ -316,6 +316,7 @@ def test_summary_json_holds_the_sweep_in_numbers() -> None:
         "audit": None,
         "steps": {"spent": 510, "without_pruning": 600},
         "memory_kind": "measured: CPU allocated",
+        "prediction_errors": [],
         "num_validation": 400,
         "majority_share": 0.55,
     }

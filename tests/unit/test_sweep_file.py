@@ -266,7 +266,7 @@ BAD_VALUES = [
         "num_trials: .inf",
     ),
     ({"search.seed": 2**31}, "search.seed", "must be below 2147483648, got 2147483648", "seed: 2147483648"),
-    ({"objectives.memory": 1}, "objectives.memory", "must be true or false, got 1", "memory: 1"),
+    ({"objectives.memory": 1}, "objectives.memory", "must be true, false or a mapping, got 1", "memory: 1"),
 ]
 
 
@@ -369,7 +369,7 @@ def test_an_anchored_truth_value_is_still_one(tmp_path: Path) -> None:
     file = write_sweep(tmp_path, {"objectives.memory": True})
     file.write_text(file.read_text(encoding="utf-8").replace("memory: true", "memory: &no false"), encoding="utf-8")
 
-    assert load_sweep_file(file).objectives.memory is False
+    assert load_sweep_file(file).objectives.memory.weigh is False
 
 
 def test_a_hexadecimal_number_too_long_to_show_is_a_problem_of_the_file(tmp_path: Path) -> None:

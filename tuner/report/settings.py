@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.report import words
+from tuner.report import foretold, words
 from tuner.report.data import ReportData
 from tuner.space import searched_params
 
@@ -107,4 +107,5 @@ def _cost_settings(data: ReportData) -> Pairs:
     steps = ("Steps trained", f"{budget.steps:,}, {saved}" if budget.saved_share else f"{budget.steps:,}")
     if data.memory_kind is None:
         return (steps,)
-    return (steps, ("Peak memory", f"{data.memory_kind.value}: {words.MEMORY_KINDS[data.memory_kind]}"))
+    memory = ("Peak memory", f"{data.memory_kind.value}: {words.MEMORY_KINDS[data.memory_kind]}")
+    return (steps, memory, *foretold.settings(data))

@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from tuner.front import GIB
+from tuner.report import foretold
 from tuner.space import searched_params
 from tuner.trial import ParamValue, StopReason
 
@@ -31,7 +32,11 @@ def trials_csv(data: ReportData) -> str:
     The last columns say why one failed, why one was stopped, and which stopped trial an audit has finished.
     """
     head = (*_columns(data), "reason", "stop", "audits")
-    return _csv(head, ((*_cells(data, row), row.reason, row.stop, row.audits) for row in data.rows))
+    rows = ((*_cells(data, row), row.reason, row.stop, row.audits) for row in data.rows)
+    if foretold.predictions_of(data):
+        head = (*head, *foretold.COLUMNS)
+        rows = ((*cells, *foretold.cells(row)) for cells, row in zip(rows, data.rows, strict=True))
+    return _csv(head, rows)
 
 
 def front_csv(data: ReportData) -> str:
@@ -54,6 +59,7 @@ def summary_json(data: ReportData) -> str:
         "audit": _audit(data.audit) if data.audit else None,
         "steps": {"spent": data.budget.steps, "without_pruning": data.budget.steps_without_pruning},
         "memory_kind": data.memory_kind,
+        "prediction_errors": foretold.measured_errors(data.trials),
         "num_validation": data.inspection.num_validation,
         "majority_share": data.inspection.majority_share,
     }

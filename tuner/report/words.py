@@ -41,6 +41,10 @@ MEMORY_KINDS = {
         "resident tensors plus what PyTorch's allocator handed out (torch.profiler), "
         "at each rung's largest batches; not the size of the process"
     ),
+    MemoryKind.PREDICTED: (
+        "what PyTorch would have allocated at most on the card that the sweep names (torch.cuda.max_memory_allocated), "
+        "predicted from the model's shapes and not measured; CUDA's own context is not in it"
+    ),
 }
 """How a peak was found, as half a sentence."""
 

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tuner.config import InitName, is_folder_name
 from tuner.dimensions import options_of
+from tuner.gpus import MIB, Gpu
 from tuner.layers import ModelFacts
 from tuner.trial import Inspection
 from tuner.worker.architecture import AUTO_CLASSES, facts_of, skeleton
@@ -58,7 +59,7 @@ def inspect_sweep(config: SweepConfig) -> Inspection:
     tokenized = _tokenized(config, opened, splits, problems) if opened and splits and not problems else None
     facts = facts_of(opened.model) if opened else ModelFacts()
     if splits is None or tokenized is None:
-        return Inspection(problems=tuple(problems), model=facts)
+        return Inspection(problems=tuple(problems), model=facts, gpu=card_of(config))
     return Inspection(
         problems=tuple(problems),
         data_fingerprint=splits.fingerprint,
@@ -67,9 +68,27 @@ def inspect_sweep(config: SweepConfig) -> Inspection:
         num_test=len(splits.test),
         labels=splits.labels,
         majority_share=splits.majority_share,
+        gpu=card_of(config),
         num_duplicates=splits.num_duplicates,
         num_too_long=tokenized.num_too_long,
+        longest_train=max(tokenized.train.input_ids.lengths),
+        longest_validation=max(max(scored.input_ids.lengths) for scored in tokenized.scored),
+        most_learned=tokenized.train.most_learned(),
+        most_scored=max(scored.most_learned() for scored in tokenized.scored),
         model=facts,
+    )
+
+
+def card_of(config: SweepConfig) -> Gpu | None:
+    """The card that trials of a sweep run on; None on a CPU. How much of it the context takes is assumed."""
+    if config.resources.gpus_per_trial == 0 or not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(0)
+    return Gpu(
+        name=found.name,
+        memory_mib=found.total_memory / MIB,
+        capability=(found.major, found.minor),
+        num_sms=found.multi_processor_count,
     )
 
 

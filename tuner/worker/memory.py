@@ -48,7 +48,7 @@ class CudaPeak:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._earlier = (0, 0)
-        torch.cuda.empty_cache()
+        empty_cache(device)
         torch.cuda.reset_peak_memory_stats(device)
 
     def watch(self) -> contextlib.AbstractContextManager[None]:
@@ -103,6 +103,12 @@ class CpuPeak:
         """Count in what an earlier process measured of the same trial."""
         del reserved_bytes
         self._peak_bytes = max(self._peak_bytes, peak_bytes)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give back what the device's allocator keeps and nothing uses."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def resident_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -82,6 +82,7 @@ def load_base(
         dtype=torch.float32 if is_trained else dtype,
         device_map={"": device},
         use_safetensors=None if config.allow_pickle else True,
+        attn_implementation=None if config.attention == "auto" else config.attention,
         ignore_mismatched_sizes=True,  # a head for other classes; each trial draws its own
     )
     model.requires_grad_(requires_grad=False)

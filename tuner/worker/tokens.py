@@ -97,6 +97,12 @@ class Tokenized:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def most_learned(self) -> int:
+        """Most tokens of an example that are learned; 1 where it is its class."""
+        if self.is_target is None:
+            return 1
+        return max(int(self.is_target[index].sum()) for index in range(len(self)))
+
     def save(self, folder: Path, name: str) -> None:
         """Write it as files that other processes map."""
         self.input_ids.save(folder, f"{name}.input_ids")
@@ -148,6 +154,11 @@ class TokenizedSplits:
     """None where choice accuracy is not measured."""
     num_too_long: int
     """Examples left out, of training and validation data."""
+
+    @property
+    def scored(self) -> tuple[Tokenized, ...]:
+        """What an evaluation reads."""
+        return (self.validation,) if self.choices is None else (self.validation, self.choices.tokens)
 
 
 def tokenize_splits(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: SweepConfig) -> TokenizedSplits:

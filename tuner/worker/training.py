@@ -22,7 +22,7 @@ from tuner.trial import Baseline, FailReason, MemoryKind, Metrics, Outcome, Tria
 from tuner.worker.adapters import Adapted, attach, attach_nothing
 from tuner.worker.batches import Batch, BatchOrder, collate, collate_packed
 from tuner.worker.evaluation import Choices, Evaluation, evaluate, forward, num_learned, summed_loss
-from tuner.worker.memory import CpuPeak, CudaPeak, PeakMeter
+from tuner.worker.memory import CpuPeak, CudaPeak, PeakMeter, empty_cache
 from tuner.worker.starts import NUM_EVA_BATCHES
 from tuner.worker.tokens import Tokenized
 
@@ -98,7 +98,10 @@ class TrialRun:
             loss = self._watched_step() if self._steps == largest else self._step()
             if not math.isfinite(loss):
                 return self._not_finite(f"training loss {loss} at step {self._steps}")
+        # an evaluation's logits fit into no block of a training step: without this both would stay reserved
+        empty_cache(self._base.device)
         scored = evaluate(self._base, self.adapted.model, self._data.validation, self._data.choices, self._memory.watch)
+        empty_cache(self._base.device)
         self._train_s += time.perf_counter() - start_s
         if not math.isfinite(scored.loss):
             return self._not_finite(f"validation loss {scored.loss} after step {self._steps}")

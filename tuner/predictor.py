@@ -1,0 +1,94 @@
+"""Asks the predicting process, which may load torch. Runs on the driver."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
+
+from tuner.errors import PredictionError
+from tuner.peaks import Prediction
+from tuner.prediction import Answer, Question
+from tuner.workload import gpu_of, question_about, workload_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tuner.config import SweepConfig
+    from tuner.trial import Inspection, TrialSpec
+
+MODULE = "tuner.vram"
+_QUESTIONS = TypeAdapter(Question)
+_ANSWERS = TypeAdapter(Answer)
+
+
+class Predictor:
+    """A predicting process, started at the first question."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._known: dict[Question, Prediction] = {}
+
+    def predict(self, question: Question) -> Prediction:
+        """The peak of a trial; the same question is asked once.
+
+        Raises:
+            PredictionError: It can't be predicted, or the process has died.
+        """
+        if question not in self._known:
+            self._known[question] = self._asked(question)
+        return self._known[question]
+
+    def predict_trial(self, spec: TrialSpec, config: SweepConfig, inspection: Inspection) -> Prediction | None:
+        """The peak of a sweep's trial on the card that the sweep names or runs on; None where there is none of both.
+
+        Raises:
+            PredictionError: It can't be predicted, or the process has died.
+        """
+        gpu = gpu_of(config) or inspection.gpu
+        if gpu is None:
+            return None
+        workload = workload_of(config, gpu, inspection)
+        return self.predict(question_about(spec, config, gpu, workload, num_labels=len(inspection.labels)))
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()  # type: ignore[union-attr]
+            self._process.wait()
+            self._process.stdout.close()  # type: ignore[union-attr]
+            self._process = None
+
+    def _asked(self, question: Question) -> Prediction:
+        if self._process is None:
+            self._process = subprocess.Popen(  # noqa: S603 -- a module of our own
+                [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        assert self._process.stdin is not None  # noqa: S101 -- asked for above
+        assert self._process.stdout is not None  # noqa: S101
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(_QUESTIONS.dump_json(question).decode() + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        if not line:
+            self.close()
+            raise PredictionError("the predicting process has died; what it wrote stands above")
+        answer = _ANSWERS.validate_json(line)
+        if answer.prediction is None:
+            raise PredictionError(f"{question.model.config or question.model.name}: {answer.problem}")
+        return answer.prediction
+
+
+@contextlib.contextmanager
+def predicting() -> Iterator[Predictor]:
+    """A predicting process for as long as it is needed."""
+    predictor = Predictor()
+    try:
+        yield predictor
+    finally:
+        predictor.close()
