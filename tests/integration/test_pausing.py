@@ -45,12 +45,12 @@ def test_trials_that_waited_end_as_if_they_had_not(
 def test_a_budget_leaves_the_most_promising_finished_and_the_audit_goes_on_from_a_checkpoint(
     tmp_path: Path, straight: dict[int, list[object]]
 ) -> None:
-    changes = {"search.budget": {"steps": 16}, "pruning.audit": 1}
+    changes = {"search.budget": {"steps": 20}, "pruning.audit": 1}
     swept = sweep.run(write_sweep(tmp_path, changes), out=tmp_path / "out", backend="local")
 
     stopped = {record.number: record for record in swept.records if record.state is TrialState.PRUNED}
     (audit,) = (record for record in swept.records if record.spec.audits is not None)
     assert {record.outcome.stop for record in stopped.values() if record.outcome} == {StopReason.BUDGET}
-    assert sum(record.last.steps for record in swept.records if record.last and record.spec.is_searched) <= 16
+    assert sum(record.last.steps for record in swept.records if record.last and record.spec.is_searched) <= 20
     assert curves((audit,))[audit.number][-1] == straight[audit.spec.audits or 0][-1]
     assert "What stopping early cost" in (tmp_path / "out" / "report.html").read_text()

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import pkgutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tuner.closed_form import closed_form, shape_of, why_not
 from tuner.errors import ConfigError, PredictionError, Problem
 from tuner.layers import ModelFacts, count_trainable
+from tuner.peaks import Verdict
 from tuner.planning.corners import corners
 from tuner.sampler import propose
 from tuner.space import space_problems
@@ -98,10 +100,10 @@ def make_plan(
     workload = workload_of(config, card)
     layers = answerer.facts.layers
 
-    def planned(label: str, spec: TrialSpec) -> Planned:
+    def planned(label: str, spec: TrialSpec, predict: Callable[[Question], Prediction]) -> Planned:
         question = question_about(spec, config, card, workload, NUM_LABELS)
         assert spec.lora is not None  # noqa: S101 -- of the search
-        prediction = answerer.traced(question)
+        prediction = predict(question)
         num_params = count_trainable(answerer.facts, spec.lora)
         return Planned(label=label, lora=spec.lora, trainable_params=num_params, prediction=prediction)
 
@@ -113,8 +115,8 @@ def make_plan(
         model=answerer.facts,
         gpu=card,
         workload=workload,
-        corners=tuple(planned(label, point.as_spec(0, seed=0)) for label, point in ends),
-        samples=tuple(planned(f"sample {spec.number}", spec) for spec in drawn),
+        corners=tuple(planned(label, point.as_spec(0, seed=0), answerer.traced) for label, point in ends),
+        samples=tuple(planned(f"sample {spec.number}", spec, answerer.quick) for spec in drawn),
         num_steps=min(most_steps, config.search.budget.steps or most_steps),
         step_s=step_s,
     )
@@ -127,7 +129,7 @@ def measured_step_s(records: Sequence[object]) -> float | None:
 
 
 class _Answerer:
-    """The predictor, in this process."""
+    """The predictor in this process, with the closed form beside it."""
 
     def __init__(self, config: SweepConfig) -> None:
         self._answerer = pkgutil.resolve_name(ANSWERER)()
@@ -136,6 +138,14 @@ class _Answerer:
             self.facts: ModelFacts = self._answerer.facts(config.model, config.training.task, labels)
         except ValueError as error:
             raise PredictionError(f"{config.model.config or config.model.name}: {error}") from error
+        self._shape = shape_of(self._answerer.settings(config.model))
+
+    def quick(self, question: Question) -> Prediction:
+        """A prediction in milliseconds, where the closed form applies and leaves no doubt whether the trial fits."""
+        if self._shape is None or why_not(question):
+            return self.traced(question)
+        found = closed_form(question, self._shape, self.facts.layers)
+        return self.traced(question) if found.verdict is Verdict.UNCERTAIN else found
 
     def traced(self, question: Question) -> Prediction:
         """A prediction by trace."""

@@ -123,6 +123,7 @@ class _Run:
         self._tracker = tracker
         self._functions = functions
         self._state: list[torch.Tensor] = []
+        self._step: Callable[[], object] = lambda: None  # lives on through the evaluation, with the optimizer's state
         self.trained = built.trained()
 
     @contextlib.contextmanager
@@ -150,13 +151,13 @@ class _Run:
 
     def train(self) -> None:
         """Two optimizer steps, of two batches each where gradients are accumulated."""
-        optimizer = self._optimizer()
+        self._step = self._optimizer()
         for _ in range(NUM_STEPS):
             for _ in range(2 if self._workload.has_accumulation else 1):
                 self._forward_and_backward()
             self._tracker.begin(Phase.OPTIMIZER)
             torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-            optimizer()
+            self._step()
             for parameter in self.trained:
                 parameter.grad = None
 
