@@ -43,16 +43,24 @@ class Predictor:
         return self._known[question]
 
     def predict_trial(self, spec: TrialSpec, config: SweepConfig, inspection: Inspection) -> Prediction | None:
-        """The peak of a sweep's trial on the card that the sweep names or runs on; None where there is none of both.
+        """The peak of a sweep's trial on the card that the sweep names, or else on the one that it runs on.
+
+        Returns:
+            None where there is neither card, or where nobody has asked for a prediction and there can't be one.
 
         Raises:
-            PredictionError: It can't be predicted, or the process has died.
+            PredictionError: It was asked for and can't be made, or the process has died.
         """
         gpu = gpu_of(config) or inspection.gpu
         if gpu is None:
             return None
         workload = workload_of(config, gpu, inspection)
-        return self.predict(question_about(spec, config, gpu, workload, num_labels=len(inspection.labels)))
+        try:
+            return self.predict(question_about(spec, config, gpu, workload, num_labels=len(inspection.labels)))
+        except PredictionError:
+            if config.objectives.memory.gpu is not None:
+                raise
+            return None
 
     def close(self) -> None:
         """End the process."""

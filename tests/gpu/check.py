@@ -99,6 +99,7 @@ def _sweep(folder: Path, *, is_rehearsal: bool) -> dict[str, Any]:
         "baselines": {"zero_shot": True, "full": [0.0001], "unquantized_lora": True},
         "pruning": {"method": "none"},
         "resources": {"backend": "local", "gpus_per_trial": 0 if is_rehearsal else 1},
+        **({"objectives.memory": {"gpu": "L4-24GB"}} if is_rehearsal else {}),  # else for the card that is found
     }
     swept = sweep.run(write_sweep(folder, changes), out=folder / "out")
     return {
@@ -114,6 +115,8 @@ def _summary(record: TrialRecord, inspection: Inspection) -> dict[str, Any]:
     summary: dict[str, Any] = {"label": record.spec.label, "params": dict(record.spec.params), "outcome": outcome}
     if record.spec.lora is not None:
         summary["predicted_trainable_params"] = count_trainable(inspection.model, record.spec.lora)
+    if record.prediction is not None:
+        summary["predicted"] = asdict(record.prediction)
     if record.last is None:
         return summary
     return summary | asdict(record.last) | {"tokens_per_s": record.last.tokens / record.last.train_s}

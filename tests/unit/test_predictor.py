@@ -19,7 +19,7 @@ from tuner.layers import count_trainable
 from tuner.peaks import Method, Part, Phase, Prediction, Verdict
 from tuner.predictor import Predictor, predicting
 from tuner.study import create_study, open_study
-from tuner.trial import Decision, Inspection, MemoryKind, Outcome, StopReason, TrialSpec, TrialState
+from tuner.trial import Baseline, Decision, Inspection, MemoryKind, Outcome, StopReason, TrialSpec, TrialState
 
 T4 = GPUS["T4-16GB"]
 
@@ -156,6 +156,23 @@ def test_what_can_t_be_predicted_names_the_model(predictor: Predictor, tmp_path:
 
     with pytest.raises(PredictionError, match="gone"):
         predictor.predict_trial(asked(), config, Inspection(problems=()))
+
+
+def test_on_a_card_that_nobody_named_a_trial_without_a_prediction_runs_all_the_same(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    config = causal_config(tmp_path, **{"model.config": "./gone", "objectives.memory": True})
+
+    assert predictor.predict_trial(asked(), config, Inspection(problems=(), gpu=T4)) is None
+
+
+def test_zero_shot_is_an_evaluation_and_nothing_else(predictor: Predictor, tmp_path: Path) -> None:
+    spec = make_spec(-1, lora=None, baseline=Baseline.ZERO_SHOT)
+    found = predictor.predict_trial(spec, causal_config(tmp_path), Inspection(problems=(), longest_train=20))
+
+    assert found is not None
+    assert [phase for phase, _ in found.phases] == [Phase.EVALUATION]
+    assert found.trainable_params == 0
 
 
 def test_a_process_that_died_is_told() -> None:

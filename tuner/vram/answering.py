@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tuner.layers import ModelFacts
 
 SUFFIX = ".json"
+UNTRACEABLE = (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError, IndexError)
+"""What a model's own code raises where it needs data, or does what nobody has thought of here."""
 
 
 class Answerer:
@@ -75,8 +77,11 @@ class Answerer:
             workload=question.workload,
             gpu=question.gpu,
         )
-        prediction = None if question.is_whole else predict_by_depth(case, model)
-        return Answer(prediction=prediction or predict(case))
+        try:
+            prediction = None if question.is_whole else predict_by_depth(case, model)
+            return Answer(prediction=prediction or predict(case))
+        except UNTRACEABLE as error:
+            return Answer(problem=f"can't be traced without data: {error!r}")
 
 
 @functools.lru_cache(maxsize=4)

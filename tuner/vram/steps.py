@@ -66,7 +66,8 @@ def trace(built: Built, workload: Workload, tracker: Tracker, functions: Autocas
     num_resident = len(tracker.events)
     run = _Run(built, workload, tracker, functions)
     with _no_collection(), run.hooked(), tracker, functions:
-        run.train()
+        if run.trained:  # zero-shot trains nothing
+            run.train()
         if workload.eval_batch_size:
             run.evaluate()
         if workload.generation:
