@@ -1,13 +1,14 @@
 """tuner's prediction beside other calculators, on the peaks of tests/data/t4.json that others measured on a Tesla T4.
 
     .venv/bin/pip install --no-deps --target build/peers ftuneai==0.4.1 pyyaml
-    .venv/bin/pip download --no-deps --no-binary :all: --dest build fitcheck-llm==0.3.1 && tar -xf build/fitcheck_llm-0.3.1.tar.gz -C build
+    .venv/bin/pip download --no-deps --no-binary :all: --dest build fitcheck-llm==0.3.1
+    tar -xf build/fitcheck_llm-0.3.1.tar.gz -C build
     PYTHONPATH=.:build/peers .venv/bin/python benchmarks/vram/calculators.py build/fitcheck_llm-0.3.1/data/measurements
 
 Each is asked with a row's own settings, and held against what it claims to predict:
 
 - tuner: traced; peak allocated, and reserved with the CUDA context, which is what the process takes of the card.
-- fitcheck-llm 0.3.1: its own predictions as they stand in its archive. Its constants are fitted to such rows.
+- fitcheck-llm: its own predictions as they stand in its archive, of the version of each run's day. Its constants are fitted to such rows.
 - ftuneai 0.4.1: `MemoryEstimator`, for what the process takes.
 - accelerate's `estimate-memory` (documented): training with Adam takes four times the model's size; it knows no LoRA. In 16 bits.
 - rule of thumb: 24 GB for LoRA and 9 GB for QLoRA of 7B parameters, in proportion.
@@ -71,8 +72,8 @@ def _asked(row: Row, stored: dict[tuple[float, float], Row]) -> list[Row]:
     claims = {
         ("tuner", ALLOCATED): prediction.allocated_bytes / MIB,
         ("tuner", PROCESS): reserved,
-        ("fitcheck-llm 0.3.1 (fitted to such rows)", ALLOCATED): theirs["total_mib"] - theirs["overhead_mib"],
-        ("fitcheck-llm 0.3.1 (fitted to such rows)", PROCESS): theirs["total_mib"],
+        ("fitcheck-llm, as archived", ALLOCATED): theirs["total_mib"] - theirs["overhead_mib"],
+        ("fitcheck-llm, as archived", PROCESS): theirs["total_mib"],
         ("ftuneai 0.4.1", PROCESS): _ftune_mib(model, run),
         ("accelerate estimate-memory, Adam", ALLOCATED): 4 * weights_mib,
         ("rule of thumb", PROCESS): thumb_mib,
