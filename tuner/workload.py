@@ -110,3 +110,17 @@ def _generation(asked: MemoryConfig) -> Generation | None:
         prompt_tokens=asked.generation.prompt_tokens,
         new_tokens=asked.generation.new_tokens,
     )
+
+
+def settings_text(workload: Workload) -> str:
+    """All that moves a peak, with its values."""
+    given = {name: value for name, value in dataclasses.asdict(workload).items() if value is not None}
+    return "; ".join(f"{name} {_plain(value)}" for name, value in given.items())
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return " ".join(f"{name} {number}" for name, number in value.items())
+    return str(value)

@@ -8,7 +8,7 @@
 Each is asked with a row's own settings, and held against what it claims to predict:
 
 - tuner: traced; peak allocated, and reserved with the CUDA context, which is what the process takes of the card.
-- fitcheck-llm: its own predictions as they stand in its archive, of the version of each run's day. Its constants are fitted to such rows.
+- fitcheck-llm: its predictions as its archive stores them, of the version of each run's day, with constants fitted to such rows.
 - ftuneai 0.4.1: `MemoryEstimator`, for what the process takes.
 - accelerate's `estimate-memory` (documented): training with Adam takes four times the model's size; it knows no LoRA. In 16 bits.
 - rule of thumb: 24 GB for LoRA and 9 GB for QLoRA of 7B parameters, in proportion.

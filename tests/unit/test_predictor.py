@@ -203,4 +203,5 @@ def test_a_sweep_on_a_cpu_weighs_the_predicted_peak_of_the_card(tmp_path: Path) 
         assert record.prediction is not None
         assert record.prediction.trainable_params == count_trainable(swept.inspection.model, record.spec.lora)
     assert "Predicted for" in page
+    assert "gradient_checkpointing no" in page
     assert "predicted_allocated_gib" in table.splitlines()[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from tuner.gpus import ASSUMED_CONTEXT_MIB
 from tuner.peaks import Part, Verdict
+from tuner.workload import settings_text
 
 if TYPE_CHECKING:
     from tuner.peaks import Prediction
     from tuner.planning import Plan, Planned
-    from tuner.prediction import Workload
 
 GIB = 2**30
 BAR_WIDTH = 60
@@ -58,11 +57,6 @@ NOTE = (
 )
 
 
-def settings_of(workload: Workload) -> list[tuple[str, str]]:
-    """(setting, value) of all that moves the peak."""
-    return [(name, _plain(value)) for name, value in dataclasses.asdict(workload).items() if value is not None]
-
-
 def gib(num_bytes: float) -> str:
     """Memory for people."""
     return f"{num_bytes / GIB:.2f} GiB"
@@ -74,8 +68,7 @@ def _head(plan: Plan) -> Iterator[str]:
     context = f"{gib(gpu.context_bytes)} of them the CUDA context{assumed}"
     yield f"{plan.name} on {gpu.name}: {gib(gpu.memory_bytes)}, {context}"
     yield f"base: {model.family}, {model.num_params:,} parameters, {len(model.layers)} linear layers in its blocks"
-    words = "; ".join(f"{name} {value}" for name, value in settings_of(plan.workload))
-    yield f"settings (objectives.memory): {words}"
+    yield f"settings (objectives.memory): {settings_text(plan.workload)}"
 
 
 def _row(planned: Planned) -> tuple[str, ...]:
@@ -178,11 +171,3 @@ def _cost(plan: Plan, price: float | None) -> Iterator[str]:
 
 
 EVALUATIONS = "count as far as the step time has them in it"
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return " ".join(f"{name} {number}" for name, number in value.items())
-    return str(value)

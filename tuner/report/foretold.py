@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tuner.front import GIB
 from tuner.peaks import Prediction, Verdict
 from tuner.trial import MemoryKind
+from tuner.workload import gpu_of, settings_text, workload_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,13 +41,15 @@ def settings(data: ReportData) -> Pairs:
         return ()
     largest = max(found, key=lambda one: one.allocated_bytes)
     fitting = sum(one.verdict is Verdict.FITS for one in found)
-    card = data.config.objectives.memory.gpu or (data.inspection.gpu.name if data.inspection.gpu else "")
+    gpu = gpu_of(data.config) or data.inspection.gpu
+    assert gpu is not None  # noqa: S101 -- there would be no predictions
     needs = f"at most {largest.total_bytes / GIB:.2f} GiB with CUDA's context of {largest.capacity_bytes / GIB:.2f} GiB"
     peak = f"{largest.phase} ({largest.allocated_bytes / GIB:.2f} GiB allocated); largest tensor: {largest.largest}"
     checked = check_text(data)
     return (
-        ("Predicted for", f"{card}: {needs}; {fitting} of {len(found)} trials fit for sure"),
+        ("Predicted for", f"{gpu.name}: {needs}; {fitting} of {len(found)} trials fit for sure"),
         ("Predicted peak", peak),
+        ("Predicted with", settings_text(workload_of(data.config, gpu, data.inspection))),
         *((("Prediction checked", checked),) if checked else ()),
     )
 
