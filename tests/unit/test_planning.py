@@ -83,6 +83,7 @@ def test_the_text_has_every_corner_every_setting_and_what_was_not_checked(tmp_pa
 
     assert all(corner.label in text for corner in plan.corners)
     assert "padding padded" in text
+    assert f"configuration of {tmp_path / 'bare'}" in text
     assert "were not run on a GPU" in text
     assert "where the memory goes" in text
     assert f"{plan.num_steps:,} optimizer steps" in text
@@ -115,6 +116,13 @@ def test_without_a_card_the_key_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"objectives\.memory\.gpu.*--gpu"):
         make_plan(load_sweep_file(file), str(file))
+
+
+def test_a_card_that_nobody_knows_is_a_message_and_no_traceback(tmp_path: Path) -> None:
+    file = sweep_file(tmp_path)
+
+    with pytest.raises(ConfigError, match=r"--gpu: must be one of T4-16GB.*got 'T5'"):
+        make_plan(load_sweep_file(file), str(file), gpu="T5")
 
 
 def test_a_model_that_is_nowhere_is_named(tmp_path: Path) -> None:

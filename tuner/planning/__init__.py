@@ -55,6 +55,8 @@ class Plan:
     """The sweep's."""
     model: ModelFacts
     """The base."""
+    origin: str
+    """Where its configuration was found."""
     gpu: Gpu
     """The card."""
     workload: Workload
@@ -90,7 +92,10 @@ def make_plan(
         ConfigError: No card is named, or the space does not fit the model.
         PredictionError: The model's configuration can't be found or traced.
     """
-    card = gpu_of(config, gpu)
+    try:
+        card = gpu_of(config, gpu)
+    except ValueError as error:
+        raise ConfigError(file, (Problem(key="--gpu", message=str(error)),)) from error
     if card is None:
         message = "is missing: name the card to plan for, here or with --gpu"
         raise ConfigError(file, (Problem(key="objectives.memory.gpu", message=message),))
@@ -113,6 +118,7 @@ def make_plan(
     return Plan(
         name=config.name,
         model=answerer.facts,
+        origin=answerer.origin,
         gpu=card,
         workload=workload,
         corners=tuple(planned(label, point.as_spec(0, seed=0), answerer.traced) for label, point in ends),
@@ -138,6 +144,7 @@ class _Answerer:
             self.facts: ModelFacts = self._answerer.facts(config.model, config.training.task, labels)
         except ValueError as error:
             raise PredictionError(f"{config.model.config or config.model.name}: {error}") from error
+        self.origin: str = self._answerer.origin(config.model)
         self._shape = shape_of(self._answerer.settings(config.model))
 
     def quick(self, question: Question) -> Prediction:

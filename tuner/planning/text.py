@@ -67,7 +67,7 @@ def _head(plan: Plan) -> Iterator[str]:
     assumed = ", assumed" if gpu.context_mib == ASSUMED_CONTEXT_MIB else ""
     context = f"{gib(gpu.context_bytes)} of them the CUDA context{assumed}"
     yield f"{plan.name} on {gpu.name}: {gib(gpu.memory_bytes)}, {context}"
-    yield f"base: {model.family}, {model.num_params:,} parameters, {len(model.layers)} linear layers in its blocks"
+    yield f"base: {model.family}, {model.num_params:,} parameters, {len(model.layers)} linear layers in its blocks; {plan.origin}"
     yield f"settings (objectives.memory): {settings_text(plan.workload)}"
 
 

@@ -56,6 +56,11 @@ class Answerer:
         except BROKEN as error:
             raise ValueError((str(error) or repr(error)).splitlines()[0]) from error
 
+    def origin(self, config: ModelConfig) -> str:
+        """Where a model's configuration is found, for people."""
+        named = config.config or config.name
+        return f"configuration of {named}{', which tuner brings' if _is_shipped(named) else ''}"
+
     def settings(self, config: ModelConfig) -> dict[str, Any]:
         """The configuration's own keys and values."""
         return load_config(config).to_dict()
@@ -100,14 +105,21 @@ def load_config(config: ModelConfig, num_labels: int = 0) -> PretrainedConfig:
         ValueError: transformers does not know it.
     """
     named = config.config or config.name
-    shipped = shipped_configs()
-    name = named.rpartition("/")[2].lower()
-    if not is_folder_name(named) and name in shipped:
-        return _from_json(shipped[name], num_labels)
+    if _is_shipped(named):
+        return _from_json(shipped_configs()[_short(named)], num_labels)
     if named.endswith(SUFFIX):
         return _from_json(json.loads(Path(named).read_text(encoding="utf-8")), num_labels)
     labels = tuple(map(str, range(num_labels)))
     return load_model_config(config.model_copy(update={"name": named}), labels)
+
+
+def _is_shipped(named: str) -> bool:
+    """Whether tuner brings the configuration of what a hub id, or a name alone, ends in."""
+    return not is_folder_name(named) and _short(named) in shipped_configs()
+
+
+def _short(named: str) -> str:
+    return named.rpartition("/")[2].lower()
 
 
 def shipped_configs() -> dict[str, Mapping[str, object]]:
