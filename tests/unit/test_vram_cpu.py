@@ -118,7 +118,7 @@ SETUPS = {
     "llama DoRA": Setup(lora=llama(16, use_dora=True), tokens=256),
     "llama DoRA, nf4": Setup(lora=llama(16, use_dora=True), tokens=256, quantization="nf4"),
     "llama eight blocks, nf4, checkpointed": Setup(
-        lora=llama(64), rows=1, tokens=1024, quantization="nf4", is_checkpointed=True, layers=8, learned=900
+        lora=llama(64), rows=1, tokens=512, quantization="nf4", is_checkpointed=True, layers=8, learned=450
     ),
     "bert r8 on query and value": Setup(
         lora=make_lora(r=8, target_modules=("query", "value")), rows=8, is_bert=True, padding=Padding.PADDED
@@ -128,6 +128,36 @@ SETUPS = {
     ),
     "bert checkpointed": Setup(
         lora=make_lora(r=16, target_modules=("all-linear",)), rows=4, tokens=256, is_bert=True, is_checkpointed=True
+    ),
+    "llama autocast": Setup(lora=llama(16), tokens=64, rows=1, dtype="bfloat16", layers=2),
+    "llama autocast, nf4": Setup(lora=llama(16), tokens=64, rows=1, dtype="bfloat16", layers=2, quantization="nf4"),
+    "llama autocast, nf4, checkpointed, dropout": Setup(
+        lora=llama(16, lora_dropout=0.1),
+        tokens=64,
+        rows=1,
+        dtype="bfloat16",
+        layers=2,
+        quantization="nf4",
+        is_checkpointed=True,
+    ),
+    "llama autocast, DoRA, nf4": Setup(
+        lora=llama(16, use_dora=True), tokens=64, rows=1, dtype="bfloat16", layers=2, quantization="nf4"
+    ),
+    "bert autocast, padded": Setup(
+        lora=make_lora(r=16, target_modules=("all-linear",)),
+        rows=1,
+        dtype="bfloat16",
+        layers=2,
+        is_bert=True,
+        padding=Padding.PADDED,
+    ),
+    "bert autocast, nf4": Setup(
+        lora=make_lora(r=16, target_modules=("all-linear",)),
+        rows=1,
+        dtype="bfloat16",
+        layers=2,
+        is_bert=True,
+        quantization="nf4",
     ),
 }
 
