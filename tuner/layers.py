@@ -7,6 +7,7 @@ no torch to know what a trial will train.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -105,6 +106,7 @@ class Selector:
 _GROUPS = frozenset(group.value for group in Group)
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_selector(text: str) -> Selector:
     """Read `q_proj`, `attention`, `first` or `q_proj@first`.
 

@@ -149,7 +149,7 @@ class _Answerer:
 
     def quick(self, question: Question) -> Prediction:
         """A prediction in milliseconds, where the closed form applies and leaves no doubt whether the trial fits."""
-        if self._shape is None or why_not(question):
+        if self._shape is None or why_not(question, self._shape, self.facts.layers):
             return self.traced(question)
         found = closed_form(question, self._shape, self.facts.layers)
         return self.traced(question) if found.verdict is Verdict.UNCERTAIN else found
