@@ -109,17 +109,25 @@ class Journal:
         """Take out the point that waits; `write_spec` must follow."""
         return self._search.ask()
 
-    def write_spec(self, spec: TrialSpec, trial: SearchTrial | None = None) -> None:
-        """Write down what is tried; without a trial it stands beside the search."""
+    def write_spec(
+        self, spec: TrialSpec, trial: SearchTrial | None = None, prediction: Prediction | None = None
+    ) -> None:
+        """Write down what is tried, with the memory that it is expected to need.
+
+        The spec comes last: a trial without one was never begun, so that a driver killed in between loses no prediction.
+
+        Args:
+            spec: Of the trial.
+            trial: Of the search; without one the trial stands beside it.
+            prediction: Its peak, where it is known.
+        """
         study = self._search if trial is not None else self._beside
         begun = trial if trial is not None else self._beside.ask()
+        if prediction is not None:
+            begun.set_user_attr(PREDICTION, _PREDICTION.dump_python(prediction, mode="json"))
         begun.set_user_attr(SPEC, _SPEC.dump_python(spec, mode="json"))
         frozen = study._storage.get_trial(begun._trial_id)  # noqa: SLF001 -- optuna has no public way by number
         self._trials[spec.number] = study, frozen
-
-    def write_prediction(self, number: int, prediction: Prediction) -> None:
-        """Write down what memory a trial is expected to need."""
-        self._set(number, PREDICTION, _PREDICTION.dump_python(prediction, mode="json"))
 
     def write_metrics(self, number: int, metrics: Metrics) -> None:
         """Write down a report."""

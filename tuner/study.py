@@ -208,8 +208,7 @@ class Study:
         detail = ""
         for _ in range(MOST_INFEASIBLE_IN_A_ROW):
             spec, trial = self._next_point()
-            self._journal.write_spec(spec, trial)
-            record = self._written(spec)
+            record = self._written(spec, trial)
             found = too_large(record, self._config, self.inspection.model, self._searched)
             if found is None:
                 self._scheduler.begin(spec.number)
@@ -239,18 +238,16 @@ class Study:
 
     def _begun(self, spec: TrialSpec) -> TrialSpec | None:
         """A trial beside the search; None if it is known not to fit."""
-        self._journal.write_spec(spec)
         record = self._written(spec)
         if (found := misfit(record, self._config)) is None:
             return spec
         self._close(record, _infeasible(found[0]), found[1])
         return None
 
-    def _written(self, spec: TrialSpec) -> TrialRecord:
+    def _written(self, spec: TrialSpec, trial: SearchTrial | None = None) -> TrialRecord:
         """A trial that stands in the journal, with what is known of its memory."""
         prediction = self.predict(spec)
-        if prediction is not None:
-            self._journal.write_prediction(spec.number, prediction)
+        self._journal.write_spec(spec, trial, prediction)
         return self._keep(TrialRecord(spec=spec, state=TrialState.RUNNING, prediction=prediction))
 
     def _as_predicted(self, record: TrialRecord, metrics: Metrics) -> Metrics:

@@ -108,6 +108,24 @@ def test_predictions_are_read_back_from_the_journal(tmp_path: Path) -> None:
     assert open_study(tmp_path / "study.journal", study._config).records == study.records
 
 
+def test_a_driver_killed_while_it_predicts_leaves_no_trial_without_its_prediction(tmp_path: Path) -> None:
+    study = study_in(tmp_path, 3)
+
+    def killed(_: TrialSpec) -> Prediction:
+        raise KeyboardInterrupt
+
+    study.predict = killed
+    with pytest.raises(KeyboardInterrupt):
+        study.ask()
+    resumed = open_study(tmp_path / "study.journal", study._config)
+    resumed.predict = lambda _: prediction(3 * GIB)
+    spec = resumed.ask()
+
+    assert spec is not None
+    assert [record.number for record in resumed.records] == [spec.number]
+    assert resumed.records[0].prediction == prediction(3 * GIB)
+
+
 def test_a_sweep_that_names_no_card_and_runs_on_none_asks_nobody() -> None:
     predictor = Predictor()
 
