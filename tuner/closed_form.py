@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from tuner.closed_form_moments import QUANTIZED_BLOCK, Block, DecoderShape, moments_of, rounded_up
 from tuner.layers import Layer, ranks_of
 from tuner.lora import Bias, LoraSpec
-from tuner.peaks import Method, Part, Phase, Prediction
-from tuner.prediction import Logits, Question, Workload
+from tuner.prediction import Method, Part, Phase, Prediction
 from tuner.trial import Baseline
+from tuner.workload import Logits, Question, Workload
 
 FAMILIES = ("llama", "mistral", "qwen2")
 """transformers' `model_type` of decoders with RMSNorm, SwiGLU, rotary positions and grouped queries."""

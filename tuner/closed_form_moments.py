@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tuner.peaks import Part, Phase
-from tuner.prediction import Padding
+from tuner.prediction import Part, Phase
+from tuner.workload import Padding
 
 if TYPE_CHECKING:
-    from tuner.prediction import Workload
+    from tuner.workload import Workload
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """A block's linear layers, in its order."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tuner.front import GIB
 from tuner.layers import count_trainable, ranks_of
-from tuner.peaks import Verdict
+from tuner.prediction import Verdict
 from tuner.trial import TrialState
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from optuna.study import StudyDirection
 from pydantic import TypeAdapter
 
 from tuner.errors import FolderError
-from tuner.peaks import Prediction
+from tuner.prediction import Prediction
 from tuner.trial import Inspection, Metrics, Outcome, ParamValue, TrialRecord, TrialSpec, TrialState
 
 if TYPE_CHECKING:

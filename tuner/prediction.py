@@ -1,121 +1,102 @@
-"""What is asked of the predictor, and what it answers. Pure; driver and predictor share it."""
+"""A trial's peak memory as it was predicted, and what follows from it. Pure; driver and predictor share it."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
 
-from tuner.config import ModelConfig
-from tuner.gpus import Gpu
-from tuner.lora import LoraSpec
-from tuner.peaks import Prediction
-from tuner.trial import Baseline
+RESERVED_MARGIN = 1.05
+"""What torch reserves is partly luck: the same step measured twice differs by up to 11 %."""
 
 
-class Padding(enum.StrEnum):
-    """How the examples of a batch are brought to one length; it decides on the attention kernel."""
+class Phase(enum.StrEnum):
+    """What a trial does when its memory peaks."""
 
-    NONE = "none"
-    """All are equally long."""
-    PADDED = "padded"
-    PACKED = "packed"
-
-
-class Logits(enum.StrEnum):
-    """What becomes of the logits between the forward and the backward pass."""
-
-    LEARNED = "learned"
-    """Those that are learned are turned into float32, the rest is freed: as tuner trains."""
-    KEPT = "kept"
-    """The model computes the loss, and its output lives on through the backward pass: a plain loop."""
-    FREED = "freed"
-    """The model computes the loss, and only that lives on: transformers' Trainer."""
+    FORWARD = "forward pass"
+    BACKWARD = "backward pass"
+    OPTIMIZER = "optimizer step"
+    EVALUATION = "evaluation"
+    PROMPT = "reading of prompts"
+    """Before text is generated from them."""
+    GENERATION = "generation"
+    """Of the last token, when the cache of keys and values is longest."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Generation:
-    """Text that is generated while the optimizer's state is in memory."""
+class Part(enum.StrEnum):
+    """What memory is for."""
 
-    batch_size: int
-    prompt_tokens: int
-    new_tokens: int
+    WEIGHTS = "weights"
+    QUANTIZED = "quantized weights"
+    QUANTIZATION = "quantization state"
+    ADAPTERS = "trained weights"
+    GRADIENTS = "gradients"
+    OPTIMIZER = "optimizer state"
+    ACTIVATIONS = "activations"
+    LOGITS = "logits"
+    SCRATCH = "scratch"
+    """What kernels and the backward pass need in passing, dequantized weights among it."""
+    FRAGMENTATION = "reserved, unused"
+    """Holes in what torch has reserved."""
+    CONTEXT = "CUDA context"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Workload:
-    """All that moves the peak of a trial, beside model and adapter."""
+class Method(enum.StrEnum):
+    """How a prediction was made."""
 
-    batch_size: int
-    """Examples in a forward pass of training."""
-    tokens: int
-    """In each row of the longest batch."""
-    learned_tokens: int
-    """Most tokens of a training batch that are learned."""
-    padding: Padding
-    """How the examples come to one length."""
-    has_accumulation: bool
-    """Whether gradients of other batches live during a forward pass."""
-    dtype: str
-    """Of activations and of weights that are not quantized: `float32`, `float16` or `bfloat16`."""
-    quantization: str
-    """`nf4`, `fp4` or `none`."""
-    double_quantization: bool
-    """Whether the scales are quantized too."""
-    autocast: bool
-    """Whether adapters in float32 meet activations in `dtype` by autocast."""
-    adapter_dtype: str
-    """Of what is trained."""
-    upcast: bool
-    """Whether all that is not quantized was turned into float32, as PEFT's `prepare_model_for_kbit_training` does."""
-    gradient_checkpointing: bool
-    """Whether blocks are computed again in the backward pass."""
-    attention: str
-    """`sdpa`, `eager` or `flash_attention_2`."""
-    logits: Logits
-    """What becomes of them."""
-    kv_cache: bool
-    """Whether keys and values are kept as if to generate from them."""
-    optimizer: str
-    """`adamw`, `adamw_8bit` or `paged_adamw_8bit`."""
-    eval_batch_size: int
-    """Rows in a forward pass of an evaluation; 0 for none."""
-    eval_tokens: int
-    """In each row of the longest evaluation batch."""
-    eval_learned_tokens: int
-    """Most tokens of an evaluation batch that are scored."""
-    generation: Generation | None = None
-    """What is generated, if anything is."""
-    is_cache_emptied: bool = True
-    """Whether what loading has cached is given back before the first step, as tuner does."""
+    TRACE = "traced"
+    EXTRAPOLATED = "traced with few layers, extrapolated"
+    FORMULA = "closed form"
+
+
+class Verdict(enum.StrEnum):
+    """Whether a trial fits on a card."""
+
+    FITS = "fits"
+    UNCERTAIN = "uncertain"
+    DOES_NOT_FIT = "does not fit"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
-    """Which trial's peak is asked for."""
+class Prediction:
+    """The peak of one trial on one GPU."""
 
-    model: ModelConfig
-    """The base; only its configuration is read."""
-    task: str
-    """`classification` or `causal-lm`."""
-    num_labels: int
-    """Classes; 0 for causal language models."""
-    lora: LoraSpec | None
-    """The adapter; None in some baselines."""
-    baseline: Baseline | None
-    """What kind of baseline it is."""
-    workload: Workload
-    """What is run."""
-    gpu: Gpu
-    """Where."""
-    is_whole: bool = False
-    """Trace all layers, even where a few would tell about all."""
+    allocated_bytes: int
+    """As `torch.cuda.max_memory_allocated` would tell."""
+    reserved_bytes: int
+    """As `torch.cuda.max_memory_reserved` would tell."""
+    context_bytes: int
+    """Taken outside of torch."""
+    capacity_bytes: int
+    """All memory of the card."""
+    trainable_params: int
+    """Numbers that are trained."""
+    phase: Phase
+    """When the peak comes."""
+    last: str
+    """What is allocated at last when the peak is reached: operator, shape, type."""
+    largest: str
+    """The largest tensor beside weights and what is trained that lives at the peak."""
+    parts: tuple[tuple[Part, int], ...]
+    """(what for, bytes) at the peak; they add up to `reserved_bytes + context_bytes`."""
+    phases: tuple[tuple[Phase, int], ...]
+    """(phase, bytes allocated at its peak)."""
+    method: Method
+    """How it was found."""
 
+    @property
+    def total_bytes(self) -> int:
+        """What `nvidia-smi` would show."""
+        return self.reserved_bytes + self.context_bytes
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """What comes back; one of the two is set."""
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the trial fits on the card."""
+        if RESERVED_MARGIN * self.reserved_bytes + self.context_bytes <= self.capacity_bytes:
+            return Verdict.FITS
+        if self.allocated_bytes + self.context_bytes > self.capacity_bytes:
+            return Verdict.DOES_NOT_FIT
+        return Verdict.UNCERTAIN
 
-    prediction: Prediction | None = None
-    """The peak."""
-    problem: str = ""
-    """Why it can't be predicted."""
+    def side_by_side(self) -> int:
+        """Trials that fit on the card at the same time, each in a process with a context of its own."""
+        return int(self.capacity_bytes // (RESERVED_MARGIN * self.reserved_bytes + self.context_bytes))

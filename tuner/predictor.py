@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter
 
 from tuner.errors import PredictionError
-from tuner.peaks import Prediction
-from tuner.prediction import Answer, Question
-from tuner.workload import gpu_of, question_about, workload_of
+from tuner.prediction import Prediction
+from tuner.workload import Answer, Question, gpu_of, question_about, workload_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from tuner.errors import ResourcesError
 from tuner.feasibility import misfit, too_large
 from tuner.front import GIB, has_begun, objectives_of
 from tuner.journal import Journal, SearchTrial, create_journal, open_journal
-from tuner.peaks import Prediction
+from tuner.prediction import Prediction
 from tuner.recommend import baseline_specs, starting_points
 from tuner.sampler import propose
 from tuner.scheduler import Next, Scheduler

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tuner.gpus import Gpu
 from tuner.layers import ModelFacts
 from tuner.lora import LoraSpec
-from tuner.peaks import Prediction
+from tuner.prediction import Prediction
 
 ParamValue = bool | int | float | str
 """A searched parameter's value."""

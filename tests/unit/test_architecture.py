@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[2]
 
 LAYERS = (
     ("tuner.errors", "tuner.lora", "tuner.pareto"),
-    ("tuner.gpus", "tuner.layers", "tuner.peaks"),
+    ("tuner.gpus", "tuner.layers", "tuner.prediction"),
     ("tuner.trial",),
     ("tuner.dimensions", "tuner.metric_text"),
     ("tuner.config",),
-    ("tuner.prediction",),
-    ("tuner.closed_form_moments", "tuner.workload"),
+    ("tuner.workload",),
+    ("tuner.closed_form_moments",),
     ("tuner.closed_form",),
     ("tuner.predictor",),
     ("tuner.combinations", "tuner.front", "tuner.space"),
@@ -48,7 +48,7 @@ WORKER_MAY_IMPORT = (
     "tuner.trial",
 )
 """The worker's room stands beside the layers: only the predictor's imports it (backends name it by a dotted path)."""
-PREDICTOR_MAY_IMPORT = (*WORKER_MAY_IMPORT, "tuner.peaks", "tuner.prediction")
+PREDICTOR_MAY_IMPORT = (*WORKER_MAY_IMPORT, "tuner.prediction", "tuner.workload")
 """The predictor's room is a process of its own: nothing imports it, and it may run what the worker runs."""
 
 HOMES = {

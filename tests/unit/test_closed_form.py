@@ -16,13 +16,12 @@ from tuner.closed_form import closed_form, shape_of, why_not
 from tuner.config import ModelConfig
 from tuner.gpus import GPUS
 from tuner.lora import Bias, LoraSpec
-from tuner.peaks import Method, Part, Phase
-from tuner.prediction import Generation, Logits, Padding, Question
+from tuner.prediction import Method, Part, Phase
 from tuner.trial import Baseline
 from tuner.vram.answering import load_config
 from tuner.vram.predict import Case, look, prediction_from
 from tuner.worker.architecture import layers_of, skeleton
-from tuner.workload import question_about, workload_of
+from tuner.workload import Generation, Logits, Padding, Question, question_about, workload_of
 
 L4 = GPUS["L4-24GB"]
 MODELS = ("Llama-3.1-8B", "Qwen2.5-7B", "Llama-2-7b-hf", "Mistral-7B-v0.3")

@@ -15,10 +15,10 @@ from tests.sweeps import write_sweep
 from tuner.cli import app
 from tuner.errors import ConfigError, PredictionError
 from tuner.gpus import GPUS, gpu_named
-from tuner.peaks import Part, Verdict
 from tuner.planning import make_plan, measured_step_s
 from tuner.planning.corners import corners
 from tuner.planning.text import bar, plan_text
+from tuner.prediction import Part, Verdict
 from tuner.sweep_file import load_sweep_file
 from tuner.workload import workload_of
 

@@ -16,7 +16,7 @@ from tuner.errors import ConfigError, PredictionError
 from tuner.front import GIB
 from tuner.gpus import GPUS
 from tuner.layers import count_trainable
-from tuner.peaks import Method, Part, Phase, Prediction, Verdict
+from tuner.prediction import Method, Part, Phase, Prediction, Verdict
 from tuner.predictor import Predictor, predicting
 from tuner.study import create_study, open_study
 from tuner.trial import Baseline, Decision, Inspection, MemoryKind, Outcome, StopReason, TrialSpec, TrialState

@@ -14,7 +14,6 @@ from transformers import BertConfig, LlamaConfig, PretrainedConfig
 from tests.builders import make_lora
 from tuner.config import ModelConfig
 from tuner.lora import LoraSpec
-from tuner.prediction import Logits, Padding, Workload
 from tuner.vram import cpu
 from tuner.vram.build import build
 from tuner.vram.steps import trace
@@ -25,6 +24,7 @@ from tuner.worker.batches import IGNORED, Batch
 from tuner.worker.evaluation import summed_loss
 from tuner.worker.memory import CpuPeak
 from tuner.worker.model import BaseModel
+from tuner.workload import Logits, Padding, Workload
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

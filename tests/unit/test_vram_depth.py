@@ -14,11 +14,10 @@ from tests.builders import make_config, make_spec
 from tuner.config import ModelConfig
 from tuner.gpus import GPUS
 from tuner.lora import LoraSpec
-from tuner.peaks import Method, Part, Phase, Prediction
-from tuner.prediction import Generation, Logits, Padding, Question
+from tuner.prediction import Method, Part, Phase, Prediction
 from tuner.trial import Baseline
 from tuner.vram.answering import Answerer, load_config, shipped_configs
-from tuner.workload import question_about, workload_of
+from tuner.workload import Generation, Logits, Padding, Question, question_about, workload_of
 
 L4 = GPUS["L4-24GB"]
 ANSWERER = Answerer()

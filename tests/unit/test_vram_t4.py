@@ -13,9 +13,9 @@ from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Conf
 
 from tests.builders import make_lora
 from tuner.gpus import GPUS
-from tuner.peaks import Prediction, Verdict
-from tuner.prediction import Logits, Padding, Workload
+from tuner.prediction import Prediction, Verdict
 from tuner.vram.predict import Case, predict
+from tuner.workload import Logits, Padding, Workload
 
 MIB = 2**20
 T4 = GPUS["T4-16GB"]

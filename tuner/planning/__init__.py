@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from tuner.closed_form import closed_form, shape_of, why_not
 from tuner.errors import ConfigError, PredictionError, Problem
 from tuner.layers import ModelFacts, count_trainable
-from tuner.peaks import Verdict
 from tuner.planning.corners import corners
+from tuner.prediction import Verdict
 from tuner.sampler import propose
 from tuner.space import space_problems
 from tuner.trial import TrialSpec
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from tuner.config import SweepConfig
     from tuner.gpus import Gpu
     from tuner.lora import LoraSpec
-    from tuner.peaks import Prediction
-    from tuner.prediction import Answer, Question, Workload
+    from tuner.prediction import Prediction
+    from tuner.workload import Answer, Question, Workload
 
 ANSWERER = "tuner.vram.answering:Answerer"
 NUM_LABELS = 2

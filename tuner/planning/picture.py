@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 
-from tuner.peaks import Part
+from tuner.prediction import Part
 
 if TYPE_CHECKING:
     from tuner.planning import Plan

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tuner.gpus import ASSUMED_CONTEXT_MIB
-from tuner.peaks import Part, Verdict
+from tuner.prediction import Part, Verdict
 from tuner.workload import settings_text
 
 if TYPE_CHECKING:
-    from tuner.peaks import Prediction
     from tuner.planning import Plan, Planned
+    from tuner.prediction import Prediction
 
 GIB = 2**30
 BAR_WIDTH = 60

@@ -6,7 +6,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from tuner.front import GIB
-from tuner.peaks import Prediction, Verdict
+from tuner.prediction import Prediction, Verdict
 from tuner.trial import MemoryKind
 from tuner.workload import gpu_of, settings_text, workload_of
 

@@ -6,8 +6,8 @@ import sys
 
 from pydantic import TypeAdapter
 
-from tuner.prediction import Answer, Question
 from tuner.vram.answering import Answerer
+from tuner.workload import Answer, Question
 
 
 def main() -> None:

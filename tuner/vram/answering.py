@@ -13,12 +13,12 @@ import torch
 from transformers import AutoConfig
 
 from tuner.config import ModelConfig, is_folder_name
-from tuner.prediction import Answer, Question
 from tuner.vram.depth import predict_by_depth
 from tuner.vram.predict import Case, predict
 from tuner.worker.architecture import facts_of, skeleton
 from tuner.worker.inspection import BROKEN
 from tuner.worker.model import load_model_config, quiet
+from tuner.workload import Answer, Question
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

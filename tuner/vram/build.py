@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-    from tuner.prediction import Workload
+    from tuner.workload import Workload
 
 BLOCK = 64
 """Numbers that share a scale. Source: bitsandbytes' default for NF4 and FP4 on CUDA."""

@@ -17,7 +17,7 @@ from tuner.vram.cuda import HALVES, LOW, Autocast, multiply_dequantized
 from tuner.vram.tracker import Handler, Tracker
 
 if TYPE_CHECKING:
-    from tuner.prediction import Workload
+    from tuner.workload import Workload
 
 ROUNDING = 64
 """torch aligns what it gets on a CPU to so many bytes."""

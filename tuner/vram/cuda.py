@@ -20,7 +20,7 @@ from tuner.vram.tracker import Handler, Tracker
 
 if TYPE_CHECKING:
     from tuner.gpus import Gpu
-    from tuner.prediction import Workload
+    from tuner.workload import Workload
 
 FUSED_TOKENS = 32
 """Up to so many tokens bitsandbytes multiplies by 4-bit weights without a 16-bit copy, on every card; on some up to 512."""

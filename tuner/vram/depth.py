@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from tuner.layers import Layer, ranks_of
-from tuner.peaks import Method, Phase, Prediction
+from tuner.prediction import Method, Phase, Prediction
 from tuner.vram.predict import Case, PhaseSeen, Seen, look, prediction_from
 from tuner.worker.architecture import layers_of
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tuner.peaks import Phase
-from tuner.prediction import Padding
+from tuner.prediction import Phase
 from tuner.vram.tracker import Handler, Tracker
+from tuner.workload import Padding
 
 if TYPE_CHECKING:
-    from tuner.prediction import Workload
+    from tuner.workload import Workload
 
 SORTING_BYTES = 48
 """CUDA's `index_put_` that adds up sorts the places first: six arrays of 8 bytes a place. Source: torch `Indexing.cu`."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tuner.peaks import Method, Part, Phase, Prediction
+from tuner.prediction import Method, Part, Phase, Prediction
 from tuner.vram import cuda
 from tuner.vram.allocator import ROUNDING
 from tuner.vram.build import build
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from tuner.gpus import Gpu
     from tuner.lora import LoraSpec
-    from tuner.prediction import Workload
     from tuner.trial import Baseline
+    from tuner.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

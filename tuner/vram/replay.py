@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from tuner.peaks import Part
+from tuner.prediction import Part
 from tuner.vram.allocator import CachingAllocator
 
 if TYPE_CHECKING:
     from tuner.gpus import Gpu
-    from tuner.prediction import Workload
     from tuner.vram.steps import Trace
+    from tuner.workload import Workload
 
 NUM_WORKSPACES = 2
 """cuBLAS has a handle for each stream and cuBLASLt one of its own."""

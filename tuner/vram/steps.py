@@ -16,19 +16,19 @@ import torch
 from torch.autograd import Variable
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tuner.peaks import Part, Phase
-from tuner.prediction import Logits, Padding
+from tuner.prediction import Part, Phase
 from tuner.vram.allocator import EMPTY_CACHE
 from tuner.vram.build import Built, quantization_tensors
 from tuner.vram.tracker import Tracker
 from tuner.worker.batches import Batch
 from tuner.worker.evaluation import row_sums, summed_loss
+from tuner.workload import Logits, Padding
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tuner.prediction import Generation, Workload
     from tuner.vram.cuda import Autocast
+    from tuner.workload import Generation, Workload
 
 NUM_STEPS = 2
 LEARNING_RATE = 1e-4

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tuner.peaks import Part, Phase
+from tuner.prediction import Part, Phase
 from tuner.vram.allocator import Event
 
 Handler = Callable[["Tracker", Any, tuple[Any, ...], dict[str, Any]], Any]
