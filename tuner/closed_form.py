@@ -10,10 +10,20 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from tuner.closed_form_moments import QUANTIZED_BLOCK, Block, DecoderShape, moments_of, rounded_up
+from tuner.closed_form_moments import Block, DecoderShape, moments_of
 from tuner.layers import Layer, ranks_of
 from tuner.lora import Bias, LoraSpec
 from tuner.prediction import Method, Part, Phase, Prediction
+from tuner.sizes import (
+    EIGHT_BIT_BLOCK,
+    EIGHT_BIT_NUMBERS,
+    MOST_HEAD_WIDTH,
+    NESTED_BLOCK,
+    NUM_WORKSPACES,
+    PAGED_NUMBERS,
+    QUANTIZED_BLOCK,
+    rounded_up,
+)
 from tuner.trial import Baseline
 from tuner.workload import Logits, Question, Workload
 
@@ -21,12 +31,6 @@ FAMILIES = ("llama", "mistral", "qwen2")
 """transformers' `model_type` of decoders with RMSNorm, SwiGLU, rotary positions and grouped queries."""
 RESERVED = 1.10
 """Reserved over allocated, an estimate; only the trace simulates the allocator."""
-NESTED_BLOCK = 256
-"""Scales that share a scale of their own."""
-EIGHT_BIT_NUMBERS, PAGED_NUMBERS = 4096, 100_000
-"""Parameters from this size on have a state in 8 bits, and from that on one that can be paged out."""
-AMPERE, MOST_HEAD_WIDTH = (8, 0), 256
-"""From this compute capability on, and up to this width of a head, flash attention runs."""
 
 
 def shape_of(values: Mapping[str, object]) -> DecoderShape | None:
@@ -81,7 +85,7 @@ def _limits(question: Question, shape: DecoderShape, layers: Sequence[Layer]) ->
     yield work.adapter_dtype != "float32", f"the adapter is in {work.adapter_dtype}"
     yield work.upcast, "what is not quantized was turned into float32"
     yield work.attention == "eager", "eager attention keeps its scores"
-    yield question.gpu.capability < AMPERE, f"{question.gpu.name} has no flash attention"
+    yield not question.gpu.has_flash_attention, f"{question.gpu.name} has no flash attention"
     yield shape.head_dim > MOST_HEAD_WIDTH or shape.head_dim % 8 != 0, f"heads are {shape.head_dim} wide"
     longest = max(work.tokens, work.eval_tokens)
     window = shape.sliding_window
@@ -121,7 +125,7 @@ def closed_form(question: Question, shape: DecoderShape, layers: Sequence[Layer]
     work, gpu = question.workload, question.gpu
     has_dropout = question.lora.lora_dropout > 0
     resident = _resident(shape, layers, work) + _trained(blocks, work)
-    resident[Part.SCRATCH] += 2 * gpu.workspace_bytes
+    resident[Part.SCRATCH] += NUM_WORKSPACES * gpu.workspace_bytes
     moments = list(moments_of(shape, blocks, work, has_dropout=has_dropout))
     most = max(moments, key=lambda moment: moment.num_bytes)
     parts = resident + Counter({part: math.ceil(number) for part, number in most.parts.items()})
@@ -198,7 +202,7 @@ def _trained(blocks: Sequence[Block], work: Workload) -> Counter[Part]:
 def _state_bytes(number: int, optimizer: str) -> int:
     if optimizer == "adamw" or number < EIGHT_BIT_NUMBERS:
         return 2 * rounded_up(4 * number)
-    scales = 2 * rounded_up(4 * -(-number // 256))
+    scales = 2 * rounded_up(4 * -(-number // EIGHT_BIT_BLOCK))
     is_paged = optimizer.startswith("paged") and number >= PAGED_NUMBERS
     return scales if is_paged else scales + 2 * rounded_up(number)
 

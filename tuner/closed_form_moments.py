@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuner.prediction import Part, Phase
+from tuner.sizes import FUSED_TOKENS, QUANTIZED_BLOCK, SORTING_BYTES, rounded_up
 from tuner.workload import Padding
 
 if TYPE_CHECKING:
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """A block's linear layers, in its order."""
-ROUNDING = 512
-QUANTIZED_BLOCK = 64
-"""Numbers that share a scale."""
-FUSED_TOKENS = 32
-"""Up to so many tokens a 4-bit weight is not dequantized as a whole."""
-SORTING_BYTES = 48
-"""Of each learned token, while the gradients of the logits are put in place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -384,8 +378,3 @@ class _Training:
             Part.SCRATCH: scratch,
         }
         return Moment(phase, text, parts)
-
-
-def rounded_up(number: int) -> int:
-    """As the allocator rounds."""
-    return -(-number // ROUNDING) * ROUNDING

@@ -17,8 +17,9 @@ ASSUMED_CONTEXT_MIB = 500.0
 WORKSPACE_MIB = 8.125
 """cuBLAS's default workspace, in torch's allocator, once for each of two handles. Source: torch `CUDABlas.cpp`."""
 HOPPER_WORKSPACE_MIB = 32.0
-"""From compute capability 9.0 on."""
-HOPPER = 9
+"""From that generation on."""
+AMPERE, HOPPER = (8, 0), (9, 0)
+"""Compute capability of a generation's first card."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,13 +34,16 @@ class Gpu:
     """What driver and kernels take before the first tensor."""
     capability: tuple[int, int]
     """Compute capability, which decides on kernels."""
-    num_sms: int
-    """Streaming multiprocessors; bitsandbytes chooses its kernels by them."""
 
     @property
     def has_bfloat16(self) -> bool:
         """Whether it computes in bfloat16 in hardware."""
-        return self.capability >= (8, 0)
+        return self.capability >= AMPERE
+
+    @property
+    def has_flash_attention(self) -> bool:
+        """Whether torch's flash attention runs on it."""
+        return self.capability >= AMPERE
 
     @property
     def memory_bytes(self) -> int:
@@ -54,30 +58,30 @@ class Gpu:
     @property
     def workspace_bytes(self) -> int:
         """One of cuBLAS's two workspaces."""
-        return int((HOPPER_WORKSPACE_MIB if self.capability[0] >= HOPPER else WORKSPACE_MIB) * MIB)
+        return int((HOPPER_WORKSPACE_MIB if self.capability >= HOPPER else WORKSPACE_MIB) * MIB)
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu(name="T4-16GB", memory_mib=14912, context_mib=MEASURED_CONTEXT_MIB, capability=(7, 5), num_sms=40),
-        Gpu(name="V100-16GB", memory_mib=16151, capability=(7, 0), num_sms=80),
-        Gpu(name="RTX3090-24GB", memory_mib=24126, capability=(8, 6), num_sms=82),
-        Gpu(name="RTX4090-24GB", memory_mib=24082, capability=(8, 9), num_sms=128),
-        Gpu(name="RTX5090-32GB", memory_mib=32109, capability=(12, 0), num_sms=170),
-        Gpu(name="A10G-24GB", memory_mib=22503, capability=(8, 6), num_sms=80),
-        Gpu(name="L4-24GB", memory_mib=22563, capability=(8, 9), num_sms=58),
-        Gpu(name="L40S-48GB", memory_mib=45467, capability=(8, 9), num_sms=142),
-        Gpu(name="A6000-48GB", memory_mib=48540, capability=(8, 6), num_sms=84),
-        Gpu(name="A100-40GB", memory_mib=40326, capability=(8, 0), num_sms=108),
-        Gpu(name="A100-80GB", memory_mib=81050, capability=(8, 0), num_sms=108),
-        Gpu(name="H100-80GB", memory_mib=81079, capability=(9, 0), num_sms=132),
-        Gpu(name="H200-141GB", memory_mib=143156, capability=(9, 0), num_sms=132),
-        Gpu(name="B200-192GB", memory_mib=182642, capability=(10, 0), num_sms=148),
+        Gpu(name="T4-16GB", memory_mib=14912, context_mib=MEASURED_CONTEXT_MIB, capability=(7, 5)),
+        Gpu(name="V100-16GB", memory_mib=16151, capability=(7, 0)),
+        Gpu(name="RTX3090-24GB", memory_mib=24126, capability=(8, 6)),
+        Gpu(name="RTX4090-24GB", memory_mib=24082, capability=(8, 9)),
+        Gpu(name="RTX5090-32GB", memory_mib=32109, capability=(12, 0)),
+        Gpu(name="A10G-24GB", memory_mib=22503, capability=(8, 6)),
+        Gpu(name="L4-24GB", memory_mib=22563, capability=(8, 9)),
+        Gpu(name="L40S-48GB", memory_mib=45467, capability=(8, 9)),
+        Gpu(name="A6000-48GB", memory_mib=48540, capability=(8, 6)),
+        Gpu(name="A100-40GB", memory_mib=40326, capability=(8, 0)),
+        Gpu(name="A100-80GB", memory_mib=81050, capability=(8, 0)),
+        Gpu(name="H100-80GB", memory_mib=81079, capability=(9, 0)),
+        Gpu(name="H200-141GB", memory_mib=143156, capability=(9, 0)),
+        Gpu(name="B200-192GB", memory_mib=182642, capability=(10, 0)),
     )
 }
 """Name -> card."""
-UNNAMED_CAPABILITY, UNNAMED_SMS = (8, 6), 80
+UNNAMED_CAPABILITY = (8, 6)
 """A card of which only the memory is known is taken for one of the Ampere generation."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)GiB")
 
@@ -98,5 +102,5 @@ def gpu_named(given: object) -> Gpu:
         size = float(match[1])
     if isinstance(size, (int, float)) and not isinstance(size, bool) and size > 0:
         name, memory_mib = f"{size:g}GiB", size * 1024
-        return Gpu(name=name, memory_mib=memory_mib, capability=UNNAMED_CAPABILITY, num_sms=UNNAMED_SMS)
+        return Gpu(name=name, memory_mib=memory_mib, capability=UNNAMED_CAPABILITY)
     raise ValueError(f"must be one of {', '.join(GPUS)}, or {{memory_gib: 24}}, got {given!r}")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 LAYERS = (
     ("tuner.errors", "tuner.lora", "tuner.pareto"),
-    ("tuner.gpus", "tuner.layers", "tuner.prediction"),
+    ("tuner.gpus", "tuner.layers", "tuner.prediction", "tuner.sizes"),
     ("tuner.trial",),
     ("tuner.dimensions", "tuner.metric_text"),
     ("tuner.config",),
@@ -48,7 +48,7 @@ WORKER_MAY_IMPORT = (
     "tuner.trial",
 )
 """The worker's room stands beside the layers: only the predictor's imports it (backends name it by a dotted path)."""
-PREDICTOR_MAY_IMPORT = (*WORKER_MAY_IMPORT, "tuner.prediction", "tuner.workload")
+PREDICTOR_MAY_IMPORT = (*WORKER_MAY_IMPORT, "tuner.prediction", "tuner.sizes", "tuner.workload")
 """The predictor's room is a process of its own: nothing imports it, and it may run what the worker runs."""
 
 HOMES = {

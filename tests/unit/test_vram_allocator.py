@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.vram.allocator import EMPTY_CACHE, MIB, CachingAllocator, Event
+from tuner.gpus import MIB
+from tuner.vram.allocator import EMPTY_CACHE, CachingAllocator, Event
 
 SIZES = st.one_of(st.integers(1, 4096), st.integers(1, 3 * MIB), st.integers(1, 64 * MIB))
 

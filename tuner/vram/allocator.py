@@ -10,9 +10,9 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-MIB = 2**20
-ROUNDING = 512
-"""Every block is a multiple of this many bytes."""
+from tuner.gpus import MIB
+from tuner.sizes import ROUNDING, rounded_up
+
 MOST_SMALL = MIB
 """Up to here a request is served from small segments."""
 SMALL_SEGMENT = 2 * MIB
@@ -25,11 +25,6 @@ Event = tuple[int, int]
 """(tensor's number, bytes) of an allocation, (minus the number, 0) of its end, or EMPTY_CACHE."""
 EMPTY_CACHE: Event = (0, 0)
 """`torch.cuda.empty_cache()`."""
-
-
-def rounded(num_bytes: int) -> int:
-    """Bytes of the block that a request of so many bytes takes."""
-    return max(ROUNDING, -(-num_bytes // ROUNDING) * ROUNDING)
 
 
 @dataclass(slots=True, eq=False)
@@ -83,7 +78,7 @@ class CachingAllocator:
 
     def malloc(self, number: int, num_bytes: int) -> None:
         """Give a block to a tensor."""
-        size = rounded(num_bytes)
+        size = max(ROUNDING, rounded_up(num_bytes))
         is_small = size <= MOST_SMALL
         block = self._take(size, is_small=is_small) or self._new_segment(size, is_small=is_small)
         rest = block.num_bytes - size
@@ -132,7 +127,7 @@ class CachingAllocator:
         return block
 
     def _new_segment(self, size: int, *, is_small: bool) -> Block:
-        own = -(-size // OWN_ROUNDING) * OWN_ROUNDING
+        own = rounded_up(size, OWN_ROUNDING)
         segment = SMALL_SEGMENT if is_small else LARGE_SEGMENT if size < LEAST_OWN else own
         if self.capacity is not None and self.reserved + segment > self.capacity:
             self.empty_cache()  # torch does the same before it gives up

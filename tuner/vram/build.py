@@ -14,6 +14,7 @@ from peft import get_peft_model
 
 from tuner.layers import ranks_of
 from tuner.lora import Bias, Init, LoraSpec
+from tuner.sizes import NESTED_BLOCK, QUANTIZED_BLOCK
 from tuner.trial import Baseline
 from tuner.worker.adapters import lora_config
 from tuner.worker.architecture import AUTO_CLASSES, head_names, layers_of
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 
     from tuner.workload import Workload
 
-BLOCK = 64
-"""Numbers that share a scale. Source: bitsandbytes' default for NF4 and FP4 on CUDA."""
-NESTED_BLOCK = 256
-"""Scales that share a scale of their own."""
 META = torch.device("meta")
 
 
@@ -141,7 +138,7 @@ def _quantized(plain: Any, workload: Workload) -> Linear4bit:
         torch.empty((rows * columns + 1) // 2, 1, dtype=torch.uint8),
         requires_grad=False,
         quant_state=state,
-        blocksize=BLOCK,
+        blocksize=QUANTIZED_BLOCK,
         compress_statistics=workload.double_quantization,
         quant_type=workload.quantization,
         bnb_quantized=True,
@@ -154,9 +151,9 @@ def _quantized(plain: Any, workload: Workload) -> Linear4bit:
 
 
 def _quantization_state(rows: int, columns: int, dtype: torch.dtype, workload: Workload) -> QuantState:
-    num_blocks = -(-rows * columns // BLOCK)
+    num_blocks = -(-rows * columns // QUANTIZED_BLOCK)
     shape = torch.Size((rows, columns))
-    common = {"shape": shape, "dtype": dtype, "blocksize": BLOCK, "quant_type": workload.quantization}
+    common = {"shape": shape, "dtype": dtype, "blocksize": QUANTIZED_BLOCK, "quant_type": workload.quantization}
     if not workload.double_quantization:
         return QuantState(absmax=torch.empty(num_blocks), code=torch.empty(16), **common)  # type: ignore[no-untyped-call]
     nested = QuantState(  # type: ignore[no-untyped-call]

@@ -15,19 +15,13 @@ import torch
 from torch.nn import functional as F  # noqa: N812 -- everybody's name for it
 from torch.overrides import TorchFunctionMode
 
+from tuner.sizes import FUSED_TOKENS, MOST_HEAD_WIDTH, rounded_up
 from tuner.vram import indexing
 from tuner.vram.tracker import Handler, Tracker
 
 if TYPE_CHECKING:
     from tuner.gpus import Gpu
     from tuner.workload import Workload
-
-FUSED_TOKENS = 32
-"""Up to so many tokens bitsandbytes multiplies by 4-bit weights without a 16-bit copy, on every card; on some up to 512."""
-AMPERE = (8, 0)
-"""Compute capability from which flash attention runs."""
-MOST_HEAD_WIDTH = 256
-"""Of flash attention."""
 
 LOW = frozenset(
     {
@@ -169,7 +163,7 @@ class CudaFunctions(Autocast):
 def functions(gpu: Gpu, workload: Workload) -> CudaFunctions:
     """The functions of a card."""
     dtype = getattr(torch, workload.dtype) if workload.autocast else None
-    return CudaFunctions(dtype, has_flash=gpu.capability >= AMPERE)
+    return CudaFunctions(dtype, has_flash=gpu.has_flash_attention)
 
 
 def handlers(workload: Workload) -> Mapping[Any, Handler]:
@@ -257,7 +251,7 @@ def _softmax_backward(tracker: Tracker, func: Any, args: tuple[Any, ...], kwargs
 def _flash_backward(tracker: Tracker, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     query, key = args[1:3]
     B, H, T, D = query.shape
-    rows, columns = _up(T, 128), _up(D, 32 if D <= 128 else 64)  # noqa: PLR2004 -- the kernel's tiles
+    rows, columns = rounded_up(T, 128), rounded_up(D, 32 if D <= 128 else 64)  # noqa: PLR2004 -- the kernel's tiles
     scratch = B * H * rows * columns * 4 + B * H * rows * 4  # float32 sums of dQ, and of dO times O
     if key.shape[1] != H:  # dK and dV for each head before they are summed over the groups
         scratch += 2 * B * key.shape[2] * H * D * query.element_size()
@@ -271,10 +265,6 @@ def _efficient_backward(tracker: Tracker, func: Any, args: tuple[Any, ...], kwar
         B * H * T * (D + 1) * 4, "memory-efficient attention's backward"
     )  # float32 sums of dQ, and of dO times O
     return func(*args, **kwargs)
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
 
 
 def _multiply_4bit(tracker: Tracker, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

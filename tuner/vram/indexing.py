@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tuner.prediction import Phase
+from tuner.sizes import SORTING_BYTES
 from tuner.vram.tracker import Handler, Tracker
 from tuner.workload import Padding
 
 if TYPE_CHECKING:
     from tuner.workload import Workload
-
-SORTING_BYTES = 48
-"""CUDA's `index_put_` that adds up sorts the places first: six arrays of 8 bytes a place. Source: torch `Indexing.cu`."""
 
 
 def handlers(workload: Workload) -> Mapping[Any, Handler]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuner.prediction import Method, Part, Phase, Prediction
+from tuner.sizes import NUM_WORKSPACES, ROUNDING
 from tuner.vram import cuda
-from tuner.vram.allocator import ROUNDING
 from tuner.vram.build import build
-from tuner.vram.replay import NUM_WORKSPACES, replay
+from tuner.vram.replay import replay
 from tuner.vram.steps import Trace, trace
 from tuner.vram.tracker import Peak, Tracker
 

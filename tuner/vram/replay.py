@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from tuner.prediction import Part
+from tuner.sizes import NUM_WORKSPACES
 from tuner.vram.allocator import CachingAllocator
 
 if TYPE_CHECKING:
@@ -13,20 +14,16 @@ if TYPE_CHECKING:
     from tuner.vram.steps import Trace
     from tuner.workload import Workload
 
-NUM_WORKSPACES = 2
-"""cuBLAS has a handle for each stream and cuBLASLt one of its own."""
 
-
-def replay(traced: Trace, gpu: Gpu, workload: Workload, *, capacity: int | None = None) -> CachingAllocator:
+def replay(traced: Trace, gpu: Gpu, workload: Workload) -> CachingAllocator:
     """Load, adapt and train; the peaks count from the first step on.
 
     Args:
         traced: The steps.
         gpu: Has cuBLAS's workspaces.
         workload: Says whether loading's cache is given back.
-        capacity: Bytes that may be reserved.
     """
-    allocator = CachingAllocator(capacity=capacity)
+    allocator = CachingAllocator()
     loading = _Loading(allocator, traced)
     if workload.quantization != "none":
         loading.warm_up()

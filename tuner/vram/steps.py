@@ -17,6 +17,7 @@ from torch.autograd import Variable
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tuner.prediction import Part, Phase
+from tuner.sizes import EIGHT_BIT_BLOCK, EIGHT_BIT_NUMBERS, PAGED_NUMBERS
 from tuner.vram.allocator import EMPTY_CACHE
 from tuner.vram.build import Built, quantization_tensors
 from tuner.vram.tracker import Tracker
@@ -32,11 +33,6 @@ if TYPE_CHECKING:
 
 NUM_STEPS = 2
 LEARNING_RATE = 1e-4
-PAGED_NUMBERS = 100_000
-"""bitsandbytes pages the state of a parameter out only from this size on. Source: `Optimizer8bit.get_state_buffer`, 0.50."""
-EIGHT_BIT_NUMBERS = 4096
-"""Smaller parameters keep a state in float32. Source: `min_8bit_size`, 0.50."""
-EIGHT_BIT_BLOCK = 256
 KEEP_AND_CREATE = (False, False)
 """The graph is neither kept nor differentiated again."""
 

@@ -88,7 +88,6 @@ def card_of(config: SweepConfig) -> Gpu | None:
         name=found.name,
         memory_mib=found.total_memory / MIB,
         capability=(found.major, found.minor),
-        num_sms=found.multi_processor_count,
     )
 
 
