@@ -16,7 +16,7 @@ from tuner.config import ModelConfig, is_folder_name
 from tuner.vram.depth import predict_by_depth
 from tuner.vram.predict import Case, predict
 from tuner.worker.architecture import facts_of, skeleton
-from tuner.worker.inspection import BROKEN
+from tuner.worker.inspection import BROKEN, first_line
 from tuner.worker.model import load_model_config, quiet
 from tuner.workload import Answer, Question
 
@@ -36,14 +36,13 @@ class Answerer:
     def __init__(self) -> None:
         quiet()
         torch.set_num_threads(1)  # nothing is computed
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[Question, Answer] = {}
 
     def answer(self, question: Question) -> Answer:
         """Predict; what can't be predicted is told as a problem."""
-        key = repr(question)
-        if key not in self._answers:
-            self._answers[key] = self._answer(question)
-        return self._answers[key]
+        if question not in self._answers:
+            self._answers[question] = self._answer(question)
+        return self._answers[question]
 
     def facts(self, config: ModelConfig, task: str, num_labels: int) -> ModelFacts:
         """What a model is made of, from its configuration alone.
@@ -54,7 +53,7 @@ class Answerer:
         try:
             return facts_of(_model(config, task, num_labels))
         except BROKEN as error:
-            raise ValueError((str(error) or repr(error)).splitlines()[0]) from error
+            raise ValueError(first_line(error)) from error
 
     def origin(self, config: ModelConfig) -> str:
         """Where a model's configuration is found, for people."""
@@ -73,7 +72,7 @@ class Answerer:
         try:
             model = _model(question.model, question.task, question.num_labels)
         except BROKEN as error:
-            return Answer(problem=(str(error) or repr(error)).splitlines()[0])
+            return Answer(problem=first_line(error))
         case = Case(
             config=model.config,
             task=question.task,

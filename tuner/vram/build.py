@@ -18,10 +18,12 @@ from tuner.sizes import NESTED_BLOCK, QUANTIZED_BLOCK
 from tuner.trial import Baseline
 from tuner.worker.adapters import lora_config
 from tuner.worker.architecture import AUTO_CLASSES, head_names, layers_of
+from tuner.worker.memory import tensors_of
+from tuner.worker.training import use_checkpointing
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from tuner.workload import Workload
 
@@ -34,7 +36,7 @@ class Built:
 
     model: nn.Module
     """With its adapter."""
-    base: nn.Module
+    base: PreTrainedModel
     """transformers' model inside."""
     loaded_bytes: Mapping[int, int]
     """id of a parameter -> bytes that it had as it was loaded, before it was quantized or cast."""
@@ -72,7 +74,7 @@ def build(
         for name in heads:
             model.get_submodule(name).to(torch.float32).requires_grad_(requires_grad=True)
         if workload.gradient_checkpointing:
-            _checkpoint(model)
+            use_checkpointing(model)
         adapted = model if lora is None else _adapted(model, lora, heads, workload)
     adapted.train()
     return Built(model=adapted, base=model, loaded_bytes=loaded)
@@ -81,10 +83,7 @@ def build(
 def quantization_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     """What bitsandbytes keeps beside the packed weights: scales, their scales, code books."""
     for module in model.modules():
-        state = getattr(module, "quant_state", None)
-        if state is not None:
-            nested = (state.state2.absmax, state.state2.code) if state.nested else ()
-            yield from (one for one in (state.absmax, state.code, state.offset, *nested) if one is not None)
+        yield from tensors_of(getattr(module, "quant_state", None))
 
 
 def _adapted(model: Any, lora: LoraSpec, heads: tuple[str, ...], workload: Workload) -> nn.Module:
@@ -99,11 +98,6 @@ def _adapted(model: Any, lora: LoraSpec, heads: tuple[str, ...], workload: Workl
         if ".lora_" in name:  # on quantized layers PEFT would leave them in float32
             parameter.data = parameter.data.to(getattr(torch, workload.adapter_dtype))
     return wrapped
-
-
-def _checkpoint(model: Any) -> None:
-    enable = getattr(model, "activation_checkpointing_enable", None)  # its name in transformers from 5.20 or so
-    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _quantize(model: nn.Module, workload: Workload) -> dict[int, int]:

@@ -72,6 +72,11 @@ class Autocast(TorchFunctionMode):
         dtype: What it casts to; None where it is off.
     """
 
+    high = HIGH
+    """What the device computes in float32."""
+    is_announced = True
+    """Whether `torch.is_autocast_enabled()`, which without a device asks about CUDA, tells of it."""
+
     def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
         self._dtype = dtype
@@ -114,7 +119,7 @@ class Autocast(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.is_on and (func in LOW or func is F.scaled_dot_product_attention):
             args, kwargs = tuple(map(self._low, args)), {key: self._low(value) for key, value in kwargs.items()}
-        elif self.is_on and func in HIGH and "dtype" not in kwargs:
+        elif self.is_on and func in self.high and "dtype" not in kwargs:
             args = tuple(value.float() if _is_half(value) else value for value in args)
         return self.run(func, args, kwargs)
 
@@ -229,11 +234,16 @@ def _flash(
     return out[..., :width] if missing else out
 
 
+def masked_by_adding(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask of truth values as numbers to add; one of numbers as it is."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.where(mask, 0.0, torch.full((), float("-inf"), dtype=dtype, device=mask.device))
+
+
 def _as_bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """A mask as the kernel adds it: a number each, rows padded to a multiple of 8."""
-    if mask.dtype == torch.bool:
-        lowest = torch.full((), float("-inf"), dtype=query.dtype, device=query.device)
-        mask = torch.where(mask, 0.0, lowest)
+    mask = masked_by_adding(mask, query.dtype)
     if missing := -mask.shape[-1] % 8:
         mask = F.pad(mask, (0, missing))[..., : mask.shape[-1]]
     return mask.expand(*query.shape[:3], key.shape[2])

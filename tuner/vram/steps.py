@@ -21,6 +21,7 @@ from tuner.sizes import EIGHT_BIT_BLOCK, EIGHT_BIT_NUMBERS, PAGED_NUMBERS
 from tuner.vram.allocator import EMPTY_CACHE
 from tuner.vram.build import Built, quantization_tensors
 from tuner.vram.tracker import Tracker
+from tuner.worker.architecture import head_names
 from tuner.worker.batches import Batch
 from tuner.worker.evaluation import row_sums, summed_loss
 from tuner.workload import Logits, Padding
@@ -227,10 +228,9 @@ class _Run:
         """Tokens in the form that a worker gives them."""
         ids = torch.empty(rows, tokens, dtype=torch.long, device="meta")
         is_packed = self._workload.padding is Padding.PACKED
-        has_classes = "SequenceClassification" in type(self._built.base).__name__
         return Batch(
             input_ids_BT=ids,
-            labels=ids.new_empty(rows) if has_classes else torch.empty_like(ids),
+            labels=ids.new_empty(rows) if head_names(self._built.base) else torch.empty_like(ids),
             attention_mask_BT=None if is_packed else torch.empty_like(ids),
             position_ids_BT=torch.empty_like(ids) if is_packed else None,
             num_tokens=rows * tokens,
@@ -258,7 +258,7 @@ class _Run:
             self._tracker.assign(tensor, Part.OPTIMIZER)
 
     def _is_autocast_on(self, *_: object) -> bool:
-        return self._functions.is_on
+        return self._functions.is_on and self._functions.is_announced
 
     def _is_gradient(self, parameter: torch.Tensor) -> None:
         if parameter.grad is not None:

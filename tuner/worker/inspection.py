@@ -59,7 +59,7 @@ def inspect_sweep(config: SweepConfig) -> Inspection:
     tokenized = _tokenized(config, opened, splits, problems) if opened and splits and not problems else None
     facts = facts_of(opened.model) if opened else ModelFacts()
     if splits is None or tokenized is None:
-        return Inspection(problems=tuple(problems), model=facts, gpu=card_of(config))
+        return Inspection(problems=tuple(problems), model=facts)
     return Inspection(
         problems=tuple(problems),
         data_fingerprint=splits.fingerprint,
@@ -139,8 +139,13 @@ def _open(config: ModelConfig, task: str, labels: tuple[str, ...], problems: lis
         model = skeleton(model_config, task, trust_remote_code=config.trust_remote_code)
         return Opened(config=model_config, model=model, tokenizer=load_tokenizer(config))
     except BROKEN as error:
-        problems.append(("model.name", f"can't be loaded for {task}: {(str(error) or repr(error)).splitlines()[0]}"))
+        problems.append(("model.name", f"can't be loaded for {task}: {first_line(error)}"))
         return None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in short; transformers' go on for pages."""
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 def _model_problems(config: SweepConfig, opened: Opened) -> Iterator[KeyAndMessage]:

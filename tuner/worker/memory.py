@@ -121,20 +121,20 @@ def resident_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 def _resident(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         yield tensor.data
-        yield from _tensors_of(getattr(tensor, "quant_state", None))
+        yield from tensors_of(getattr(tensor, "quant_state", None))
         if tensor.grad is not None:
             yield tensor.grad
     for state in optimizer.state.values():
         yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 
 
-def _tensors_of(quant_state: object) -> Iterable[torch.Tensor]:
+def tensors_of(quant_state: object) -> Iterable[torch.Tensor]:
     """Tensors of a bitsandbytes QuantState, and of the second one that double quantization nests in it."""
     for value in vars(quant_state).values() if quant_state is not None else ():
         if isinstance(value, torch.Tensor):
             yield value
         elif hasattr(value, "absmax"):
-            yield from _tensors_of(value)
+            yield from tensors_of(value)
 
 
 def _peak_of(recorded: profile) -> int:

@@ -77,7 +77,8 @@ class TrialRun:
             num_warmup_steps=math.ceil(config.training.warmup_ratio * config.training.max_steps),
             num_training_steps=config.training.max_steps,
         )
-        _use_checkpointing(base.model, is_on=config.training.gradient_checkpointing)
+        if config.training.gradient_checkpointing:
+            use_checkpointing(base.model)
         self._memory = self._build_meter()
         self._steps, self._tokens, self._train_s = 0, 0, 0.0
         self.metrics: Metrics | None = None
@@ -249,10 +250,10 @@ def parameter_groups(model: nn.Module, spec: TrialSpec) -> list[dict[str, Any]]:
     return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
 
 
-def _use_checkpointing(model: PreTrainedModel, *, is_on: bool) -> None:
-    if is_on:
-        enable = getattr(model, "activation_checkpointing_enable", None)  # its name in transformers from 5.20 or so
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+def use_checkpointing(model: PreTrainedModel) -> None:
+    """Compute blocks again in the backward pass."""
+    enable = getattr(model, "activation_checkpointing_enable", None)  # its name in transformers from 5.20 or so
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _stop_checkpointing(model: PreTrainedModel) -> None:
