@@ -9,6 +9,7 @@ from tuner.config import SweepConfig
 from tuner.layers import Group, Layer, ModelFacts
 from tuner.lora import LoraSpec
 from tuner.trial import FailReason, Inspection, MemoryKind, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
+from tuner.workload import Logits, Padding, Workload
 
 MIB = 2**20
 
@@ -42,6 +43,32 @@ def make_metrics(**changes: object) -> Metrics:
     share = values["accuracy"] if 0 <= values["accuracy"] <= 1 else 0.5
     values.setdefault("standard_error", math.sqrt(share * (1 - share) / values["num_validation"]))
     return Metrics(**values)
+
+
+def make_workload(**changes: object) -> Workload:
+    """A training step of 2 x 128 tokens in float32, nothing quantized, no evaluation."""
+    values: Fields = {
+        "batch_size": 2,
+        "tokens": 128,
+        "learned_tokens": 0,
+        "padding": Padding.NONE,
+        "has_accumulation": False,
+        "dtype": "float32",
+        "quantization": "none",
+        "double_quantization": False,
+        "autocast": False,
+        "adapter_dtype": "float32",
+        "upcast": False,
+        "gradient_checkpointing": False,
+        "attention": "sdpa",
+        "logits": Logits.LEARNED,
+        "kv_cache": False,
+        "optimizer": "adamw",
+        "eval_batch_size": 0,
+        "eval_tokens": 0,
+        "eval_learned_tokens": 0,
+    }
+    return Workload(**values | changes)
 
 
 def make_record(number: int = 0, state: TrialState = TrialState.COMPLETE, **changes: object) -> TrialRecord:

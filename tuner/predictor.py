@@ -85,10 +85,18 @@ class Predictor:
         if not line:
             self.close()
             raise PredictionError("the predicting process has died; what it wrote stands above")
-        answer = _ANSWERS.validate_json(line)
-        if answer.prediction is None:
-            raise PredictionError(f"{question.model.config or question.model.name}: {answer.problem}")
-        return answer.prediction
+        return predicted(_ANSWERS.validate_json(line), question)
+
+
+def predicted(answer: Answer, question: Question) -> Prediction:
+    """What an answer says.
+
+    Raises:
+        PredictionError: It can't be predicted.
+    """
+    if answer.prediction is None:
+        raise PredictionError(f"{question.model.config or question.model.name}: {answer.problem}")
+    return answer.prediction
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from transformers import BertConfig, LlamaConfig, PretrainedConfig
 
-from tests.builders import make_lora
+from tests.builders import make_lora, make_workload
 from tuner.config import ModelConfig
 from tuner.lora import LoraSpec
 from tuner.vram import cpu
@@ -24,7 +24,7 @@ from tuner.worker.batches import IGNORED, Batch
 from tuner.worker.evaluation import summed_loss
 from tuner.worker.memory import CpuPeak
 from tuner.worker.model import BaseModel
-from tuner.workload import Logits, Padding, Workload
+from tuner.workload import Padding, Workload
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -72,26 +72,16 @@ class Setup:
         )
 
     def workload(self) -> Workload:
-        return Workload(
+        return make_workload(
             batch_size=self.rows,
             tokens=self.tokens,
             learned_tokens=self.rows * self.learned if not self.is_bert else self.rows,
             padding=self.padding,
-            has_accumulation=False,
             dtype=self.dtype,
             quantization=self.quantization,
             double_quantization=self.double_quantization,
             autocast=self.dtype != "float32",
-            adapter_dtype="float32",
-            upcast=False,
             gradient_checkpointing=self.is_checkpointed,
-            attention="sdpa",
-            logits=Logits.LEARNED,
-            kv_cache=False,
-            optimizer="adamw",
-            eval_batch_size=0,
-            eval_tokens=0,
-            eval_learned_tokens=0,
         )
 
 

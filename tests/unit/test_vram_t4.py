@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
 
-from tests.builders import make_lora
+from tests.builders import make_lora, make_workload
 from tuner.gpus import GPUS
 from tuner.prediction import Prediction, Verdict
 from tuner.vram.predict import Case, predict
-from tuner.workload import Logits, Padding, Workload
+from tuner.workload import Logits, Workload
 
 MIB = 2**20
 T4 = GPUS["T4-16GB"]
@@ -38,26 +38,15 @@ def config_of(model: dict[str, Any]) -> PretrainedConfig:
 
 def workload_of(run: Run) -> Workload:
     """A plain loop: PEFT's preparation, the model's own loss, its output kept, nothing given back after loading."""
-    return Workload(
+    return make_workload(
         batch_size=run["batch_size"],
         tokens=run["seq_len"],
-        learned_tokens=0,
-        padding=Padding.NONE,
-        has_accumulation=False,
         dtype="float16",
         quantization=run["quantization"],
-        double_quantization=False,
-        autocast=False,
-        adapter_dtype="float32",
         upcast=run["quantization"] == "nf4",
         gradient_checkpointing=True,
         attention="eager" if run["kernel"] == "eager" else "sdpa",
         logits=Logits.KEPT,
-        kv_cache=False,
-        optimizer="adamw",
-        eval_batch_size=0,
-        eval_tokens=0,
-        eval_learned_tokens=0,
         is_cache_emptied=False,
     )
 

@@ -16,6 +16,7 @@ from tuner.errors import ConfigError, PredictionError, Problem
 from tuner.layers import ModelFacts, count_trainable
 from tuner.planning.corners import corners
 from tuner.prediction import Verdict
+from tuner.predictor import predicted
 from tuner.sampler import propose
 from tuner.space import space_problems
 from tuner.trial import TrialSpec
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from tuner.gpus import Gpu
     from tuner.lora import LoraSpec
     from tuner.prediction import Prediction
-    from tuner.workload import Answer, Question, Workload
+    from tuner.trial import TrialRecord
+    from tuner.workload import Question, Workload
 
 ANSWERER = "tuner.vram.answering:Answerer"
 NUM_LABELS = 2
@@ -128,10 +130,10 @@ def make_plan(
     )
 
 
-def measured_step_s(records: Sequence[object]) -> float | None:
+def measured_step_s(records: Sequence[TrialRecord]) -> float | None:
     """Median seconds of an optimizer step of a sweep's trials, evaluations included; None where none has reported."""
-    lasts = [last for record in records if (last := getattr(record, "last", None)) is not None and last.steps]
-    return statistics.median(last.train_s / last.steps for last in lasts) if lasts else None
+    taken_s = [record.last.train_s / record.last.steps for record in records if record.last and record.last.steps]
+    return statistics.median(taken_s) if taken_s else None
 
 
 class _Answerer:
@@ -156,7 +158,4 @@ class _Answerer:
 
     def traced(self, question: Question) -> Prediction:
         """A prediction by trace."""
-        answer: Answer = self._answerer.answer(question)
-        if answer.prediction is None:
-            raise PredictionError(f"{question.model.config or question.model.name}: {answer.problem}")
-        return answer.prediction
+        return predicted(self._answerer.answer(question), question)

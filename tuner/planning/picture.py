@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 
+from tuner.front import GIB
 from tuner.prediction import Part
 
 if TYPE_CHECKING:
     from tuner.planning import Plan
 
-GIB = 2**30
 COLORS = {
     Part.WEIGHTS: "#4c566a",
     Part.QUANTIZED: "#5e81ac",

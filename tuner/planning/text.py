@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from tuner.front import GIB
 from tuner.gpus import ASSUMED_CONTEXT_MIB
 from tuner.prediction import Part, Verdict
 from tuner.workload import settings_text
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from tuner.planning import Plan, Planned
     from tuner.prediction import Prediction
 
-GIB = 2**30
 BAR_WIDTH = 60
 """Characters of a bar that is as long as the card's memory."""
 LETTERS = {
@@ -167,7 +167,5 @@ def _cost(plan: Plan, price: float | None) -> Iterator[str]:
         yield "give --step-s, or --like DIR with a sweep that has run, for hours and cost"
         return
     cost = "" if price is None else f", {plan.hours * price:,.2f} at {price:g} an hour"
-    yield f"{plan.step_s:.3g} s a step: {plan.hours:,.1f} GPU hours{cost}; evaluations {EVALUATIONS}"
-
-
-EVALUATIONS = "count as far as the step time has them in it"
+    evaluations = "evaluations count as far as the step time has them in it"
+    yield f"{plan.step_s:.3g} s a step: {plan.hours:,.1f} GPU hours{cost}; {evaluations}"
