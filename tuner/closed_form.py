@@ -29,8 +29,9 @@ from tuner.workload import Logits, Question, Workload
 
 FAMILIES = ("llama", "mistral", "qwen2")
 """transformers' `model_type` of decoders with RMSNorm, SwiGLU, rotary positions and grouped queries."""
-RESERVED = 1.10
-"""Reserved over allocated, an estimate; only the trace simulates the allocator."""
+RESERVED = 1.40
+"""Reserved over allocated, on the safe side: of 33 runs measured on a T4 the median has 1.11, the most 1.38. Only the trace
+simulates the allocator."""
 
 
 def shape_of(values: Mapping[str, object]) -> DecoderShape | None:
@@ -109,7 +110,7 @@ def _is_mlp_halved(layers: Sequence[Layer], lora: LoraSpec) -> bool:
 def closed_form(question: Question, shape: DecoderShape, layers: Sequence[Layer]) -> Prediction:
     """A trial's peak, where `why_not` has nothing to say.
 
-    What is reserved is an estimate, 1.10 times what is allocated: only the trace simulates the allocator.
+    What is reserved is taken for 1.40 times what is allocated, more than was ever measured, so that a trial that `fits` does.
 
     Args:
         question: The trial.

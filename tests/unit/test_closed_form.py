@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.builders import make_config, make_spec
-from tuner.closed_form import closed_form, shape_of, why_not
+from tests.unit.test_vram_t4 import ARCHIVE
+from tuner.closed_form import RESERVED, closed_form, shape_of, why_not
 from tuner.config import ModelConfig
 from tuner.gpus import GPUS
 from tuner.lora import Bias, LoraSpec
@@ -135,6 +136,13 @@ def test_the_largest_moment_is_found_wherever_it_is(model: str, workload: Any, l
     asked = question(model, lora=lora, **workload)
 
     assert by_formula(asked, model).allocated_bytes == pytest.approx(by_trace(asked, model).allocated_bytes, rel=0.03)
+
+
+def test_no_measured_run_reserved_more_than_the_formula_allows_for() -> None:
+    """So that what it says to fit does: tests/data/t4.json."""
+    measured = [row["measured"] for row in ARCHIVE["rows"]]
+
+    assert max(one["peak_reserved_mib"] / one["peak_allocated_mib"] for one in measured) <= RESERVED
 
 
 def test_it_takes_milliseconds() -> None:
