@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import time
@@ -10,13 +11,17 @@ from typing import Any
 
 import pytest
 
-from tests.builders import make_config, make_spec
+from tests.architectures import FAMILIES, task_of
+from tests.builders import make_config, make_lora, make_spec, make_workload
 from tuner.config import ModelConfig
 from tuner.gpus import GPUS
+from tuner.layers import count_trainable
 from tuner.lora import LoraSpec
 from tuner.prediction import Method, Part, Phase, Prediction
 from tuner.trial import Baseline
-from tuner.vram.answering import Answerer, load_config, shipped_configs
+from tuner.vram.answering import UNTRACEABLE, Answerer, load_config, shipped_configs
+from tuner.vram.predict import Case, predict
+from tuner.worker.architecture import facts_of, skeleton
 from tuner.workload import Generation, Logits, Padding, Question, question_about, workload_of
 
 L4 = GPUS["L4-24GB"]
@@ -140,6 +145,37 @@ def test_full_fine_tuning_keeps_sixteen_bytes_for_each_weight() -> None:
 
     assert found.trainable_params == pytest.approx(8.03e9, rel=0.001)
     assert dict(found.phases)[Phase.OPTIMIZER] > 16 * found.trainable_params
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_what_people_train_is_predicted_with_the_parameters_that_are_trained(name: str, quantization: str) -> None:
+    task = task_of(FAMILIES[name])
+    model = skeleton(copy.deepcopy(FAMILIES[name].config), task)
+    lora = make_lora(r=4, target_modules=("all-linear",))
+    workload = make_workload(
+        tokens=16,
+        learned_tokens=20 if task == "causal-lm" else 2,
+        padding=Padding.PADDED,
+        dtype="bfloat16",
+        autocast=True,
+        quantization=quantization,
+        attention="auto",
+        gradient_checkpointing=True,
+        eval_batch_size=2,
+        eval_tokens=16,
+        eval_learned_tokens=20,
+    )
+    case = Case(config=model.config, task=task, lora=lora, baseline=None, workload=workload, gpu=L4)
+    if name == "t5":
+        with pytest.raises(UNTRACEABLE):  # its classifier looks for the end of each text, which takes data
+            predict(case)
+        return
+
+    found = predict(case)
+
+    assert found.trainable_params == count_trainable(facts_of(model), lora)
+    assert {Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.EVALUATION} == {phase for phase, _ in found.phases}
 
 
 def test_int8_is_refused_with_the_reason() -> None:

@@ -12,7 +12,7 @@ from bitsandbytes.functional import QuantState
 from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from peft import get_peft_model
 
-from tuner.layers import ranks_of
+from tuner.layers import Layer, ranks_of
 from tuner.lora import Bias, Init, LoraSpec
 from tuner.sizes import NESTED_BLOCK, QUANTIZED_BLOCK
 from tuner.trial import Baseline
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tuner.workload import Workload
 
 META = torch.device("meta")
+ATTENTION = {"auto": None, "flash_attention_2": "sdpa"}
+"""Setting -> what transformers is asked for: its own choice, and in place of a package that needs a GPU what is like it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,10 +62,11 @@ def build(
     """
     is_full = baseline is Baseline.FULL
     dtype = torch.float32 if is_full else getattr(torch, workload.dtype)
-    config._attn_implementation = "eager" if workload.attention == "eager" else "sdpa"  # noqa: SLF001 -- transformers has no other way
     with META, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AUTO_CLASSES[task].from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+        model = AUTO_CLASSES[task].from_config(  # type: ignore[no-untyped-call]
+            config, dtype=dtype, attn_implementation=ATTENTION.get(workload.attention, workload.attention)
+        )
         model.requires_grad_(requires_grad=is_full)
         loaded = {id(parameter): parameter.nbytes for parameter in model.parameters()}
         heads = head_names(model)
@@ -105,7 +108,7 @@ def _quantize(model: nn.Module, workload: Workload) -> dict[int, int]:
     loaded = {}
     for layer in layers_of(model):
         plain: Any = model.get_submodule(layer.name)
-        quantized = _quantized(plain, workload)
+        quantized = _quantized(plain, layer, workload)
         loaded[id(quantized.weight)] = plain.weight.nbytes
         if quantized.bias is not None:
             loaded[id(quantized.bias)] = plain.bias.nbytes
@@ -114,9 +117,9 @@ def _quantize(model: nn.Module, workload: Workload) -> dict[int, int]:
     return loaded
 
 
-def _quantized(plain: Any, workload: Workload) -> Linear4bit:
+def _quantized(plain: Any, like: Layer, workload: Workload) -> Linear4bit:
     """A 4-bit layer on the meta device, where bitsandbytes 0.50 quantizes nothing: packed weights and state by shape."""
-    rows, columns = plain.weight.shape
+    rows, columns = like.out_features, like.in_features  # as transformers turns weights that lie the other way (Conv1D)
     dtype = getattr(torch, workload.dtype)
     layer = Linear4bit(  # type: ignore[no-untyped-call]
         columns,

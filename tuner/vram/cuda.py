@@ -35,7 +35,9 @@ LOW = frozenset(
         torch.Tensor.bmm,
         F.linear,
         torch.addmm,
+        torch.Tensor.addmm,
         torch.baddbmm,
+        torch.Tensor.baddbmm,
         torch.einsum,
     }
 )
