@@ -160,16 +160,17 @@ def _view() -> View:
 def _tell(sweep: Sweep) -> None:
     from tuner import metric_text  # noqa: PLC0415 -- keeps --help fast
     from tuner.front import GIB  # noqa: PLC0415
-    from tuner.trial import TrialState  # noqa: PLC0415
+    from tuner.trial import MemoryKind, TrialState  # noqa: PLC0415
 
     metric = sweep.config.metric
     baselines = (record for record in sweep.records if record.spec.baseline and record.state is TrialState.COMPLETE)
     for record in (*sweep.front, *baselines):
         if record.last:
+            mark = " predicted" if record.last.memory_kind is MemoryKind.PREDICTED else ""
             name = record.spec.label if record.spec.baseline else f"trial {record.number:>3}"
             typer.echo(
                 f"{name}: {metric_text.name(metric)} {metric_text.text(metric, record.last.accuracy)}, "
-                f"{record.last.trainable_params:,} parameters, {record.last.peak_memory_bytes / GIB:.3f} GiB"
+                f"{record.last.trainable_params:,} parameters, {record.last.peak_memory_bytes / GIB:.3f} GiB{mark}"
             )
     typer.echo(f"report: {sweep.folder / 'report.html'}")
 

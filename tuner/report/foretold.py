@@ -43,7 +43,9 @@ def settings(data: ReportData) -> Pairs:
     fitting = sum(one.verdict is Verdict.FITS for one in found)
     gpu = gpu_of(data.config) or data.inspection.gpu
     assert gpu is not None  # noqa: S101 -- there would be no predictions
-    needs = f"at most {largest.total_bytes / GIB:.2f} GiB with CUDA's context of {largest.capacity_bytes / GIB:.2f} GiB"
+    needs = (
+        f"at most {largest.total_bytes / GIB:.2f} of {largest.capacity_bytes / GIB:.2f} GiB, CUDA's context included"
+    )
     peak = f"{largest.phase} ({largest.allocated_bytes / GIB:.2f} GiB allocated); largest tensor: {largest.largest}"
     checked = check_text(data)
     return (
