@@ -27,8 +27,8 @@ class BackendContract:
     def test_every_trial_ends_complete_or_pruned(self, tmp_path: Path) -> None:
         swept = self.run(tmp_path)
 
-        assert len(swept.records) == 12
-        assert {record.state for record in swept.records} == {TrialState.COMPLETE, TrialState.PRUNED}
+        assert len(swept.trials) == 12
+        assert {record.state for record in swept.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
 
     def test_only_finished_trials_stand_on_the_front(self, tmp_path: Path) -> None:
         swept = self.run(tmp_path)
@@ -39,7 +39,7 @@ class BackendContract:
     def test_curves_have_a_point_at_each_rung(self, tmp_path: Path) -> None:
         config = small_config(tmp_path)
 
-        for record in self.run(tmp_path).records:
+        for record in self.run(tmp_path).trials:
             steps = tuple(metrics.steps for metrics in record.curve)
             assert steps == config.rungs[: len(steps)]
             assert record.state is TrialState.PRUNED or steps == config.rungs
@@ -53,9 +53,9 @@ class BackendContract:
             },
         )
 
-        reasons = {record.outcome.reason for record in swept.records if record.outcome}
+        reasons = {record.outcome.reason for record in swept.trials if record.outcome}
         assert reasons == {None, FailReason.LOSS_NOT_FINITE}
-        assert len(swept.records) == 12
+        assert len(swept.trials) == 12
 
     def test_failures_in_a_row_end_the_sweep_with_the_last_reason(self, tmp_path: Path) -> None:
         changes = {"search.space.learning_rate": 0.5, "resources.max_failures_in_a_row": 3}
@@ -74,7 +74,7 @@ class BackendContract:
 
         resumed = sweep.resume(tmp_path / "out", worker=SYNTHETIC)
 
-        assert len(resumed.records) == 12
+        assert len(resumed.trials) == 12
         assert TrialState.RUNNING not in {record.state for record in resumed.records}
 
     def test_the_same_specs_give_the_same_results_everywhere(self, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ class DataConfig(Section):
     validation: Annotated[int, Field(ge=1)] | None = None
     """Validation examples, on which all decisions are made; may be left out where the data has that split: all of it."""
     test: Annotated[int, Field(ge=0)] | None = None
-    """Examples put aside, which no decision sees; by default that split of the data, or none."""
+    """Examples put aside, which no decision sees: the front is scored on them at the end. That split of the data by default."""
 
 
 class TrainingConfig(Section):
@@ -278,6 +278,15 @@ class PruningConfig(Section):
     """Stopped trials, drawn at random, that are finished after all, to tell what stopping early has lost."""
 
 
+class ConfirmConfig(Section):
+    """The front's best trials trained anew from other seeds at the end, to tell how much a seed moves."""
+
+    top: Annotated[int, Field(ge=0)] = 0
+    """How many trials of the front: those that the report recommends first, then the most accurate."""
+    seeds: Annotated[int, Field(ge=1)] = 3
+    """Other seeds for each."""
+
+
 class ResourcesConfig(Section):
     """What a trial gets, and how trials are placed."""
 
@@ -330,6 +339,7 @@ class SweepConfig(Section):
     pruning: PruningConfig = PruningConfig()
     resources: ResourcesConfig = ResourcesConfig()
     baselines: BaselinesConfig = BaselinesConfig()
+    confirm: ConfirmConfig = ConfirmConfig()
 
     @property
     def metric(self) -> Metric:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tuner.config import SweepConfig
 
 GIB = 2**30
+NEAR_SHARE, NEAR_PERPLEXITY = 0.01, 0.1
+"""How far from the best a cheaper trial may be to be recommended, in the metric's unit."""
 ROUNDING = 1e-9
 """Two accuracies nearer than this are equal: 0.9 - 0.3 is a little more than 0.6 in binary."""
 
@@ -99,6 +101,35 @@ def has_begun(record: TrialRecord) -> bool:
     """Whether anything was trained; one that was known not to fit before that is none of the sweep's `num_trials`."""
     ran_out = record.outcome is not None and record.outcome.reason is not None
     return record.state is not TrialState.INFEASIBLE or record.last is not None or ran_out
+
+
+def near(metric: Metric) -> float:
+    """How far from the best a trial may be to count as close to it, in the metric's unit."""
+    return NEAR_SHARE if metric.is_share else NEAR_PERPLEXITY
+
+
+def recommended_rules(metric: Metric) -> tuple[str, str, str]:
+    """What is recommended of a front, as `Pick` takes it: the knee, the best, the cheapest near the best."""
+    return ("knee", "most-accurate", f"cheapest-within:{near(metric)}")
+
+
+def worth_confirming(
+    front: Sequence[TrialRecord], objectives: Sequence[Objective], num_trials: int
+) -> tuple[TrialRecord, ...]:
+    """The trials of a front that are trained anew from other seeds: those that are recommended, then the best.
+
+    Args:
+        front: The front, cheapest first.
+        objectives: The sweep's, the metric first.
+        num_trials: Most to return.
+    """
+    metric = objectives[0].metric
+    if not front or metric is None:
+        return ()
+    picked = [Pick(rule=rule).of(front, objectives) for rule in recommended_rules(metric)]
+    best = sorted(front, key=lambda record: objectives[0].loss_of(record.last) if record.last else math.inf)
+    by_number = {record.number: record for record in (*picked, *best)}
+    return tuple(by_number.values())[:num_trials]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

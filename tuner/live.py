@@ -74,7 +74,7 @@ class Progress:
 
 
 def steps_done(records: Sequence[TrialRecord]) -> int:
-    """Optimizer steps of all trials, baselines and audits so far, as far as reported; an audit goes on from the stopped trial."""
+    """Optimizer steps of all that was trained so far, as far as reported; an audit goes on from the stopped trial."""
     return sum(max(0, _steps_of(record) - _steps_before(record, records)) for record in records)
 
 
@@ -82,17 +82,19 @@ def _steps_of(record: TrialRecord) -> int:
     return record.last.steps if record.last else 0
 
 
-def _steps_before(audit: TrialRecord, records: Sequence[TrialRecord]) -> int:
-    """Where an audit goes on; 0 for all that audit nothing."""
-    number = audit.spec.audits
+def _steps_before(record: TrialRecord, records: Sequence[TrialRecord]) -> int:
+    """Where an audit goes on, and all that a trial has which is scored alone; 0 for all others."""
+    if record.spec.scores is not None:
+        return _steps_of(record)
+    number = record.spec.audits
     return 0 if number is None else next((_steps_of(record) for record in records if record.number == number), 0)
 
 
 def steps_to_come(config: SweepConfig, records: Sequence[TrialRecord]) -> float:
     """Steps still expected.
 
-    Trials not begun, running or paused take what ended trials took on average, within the budget. Baselines and audits are
-    never stopped early.
+    Trials not begun, running or paused take what ended trials took on average, within the budget. What stands beside the
+    search is never stopped early.
     """
     trials = [record for record in records if record.spec.is_searched and has_begun(record)]
     ended = [record for record in trials if not record.state.is_open]
@@ -101,7 +103,8 @@ def steps_to_come(config: SweepConfig, records: Sequence[TrialRecord]) -> float:
     rest += mean * max(0, config.search.num_trials - len(trials))
     if config.search.budget.steps is not None:
         rest = min(rest, max(0, config.search.budget.steps - steps_done(trials)))
-    return rest + _baseline_steps_to_come(config, records) + _audit_steps_to_come(config, records)
+    beside = _baseline_steps_to_come(config, records), _confirmed_steps_to_come(config, records)
+    return rest + sum(beside) + _audit_steps_to_come(config, records)
 
 
 def _baseline_steps_to_come(config: SweepConfig, records: Sequence[TrialRecord]) -> int:
@@ -110,6 +113,13 @@ def _baseline_steps_to_come(config: SweepConfig, records: Sequence[TrialRecord])
     num_asked = len(asked.head_only) + len(asked.full) + asked.unquantized_lora
     rest = sum(max_steps - _steps_of(record) for record in trained if record.state.is_open)
     return rest + max_steps * max(0, num_asked - len(trained))
+
+
+def _confirmed_steps_to_come(config: SweepConfig, records: Sequence[TrialRecord]) -> int:
+    """As if the front were as large as asked for."""
+    begun = [record for record in records if record.spec.confirms is not None]
+    rest = sum(config.training.max_steps - _steps_of(record) for record in begun if record.state.is_open)
+    return rest + config.training.max_steps * max(0, config.confirm.top * config.confirm.seeds - len(begun))
 
 
 def _audit_steps_to_come(config: SweepConfig, records: Sequence[TrialRecord]) -> float:
@@ -278,6 +288,10 @@ def row(record: TrialRecord, config: SweepConfig) -> tuple[str, ...]:
 def _number_text(record: TrialRecord) -> str:
     if record.spec.audits is not None:
         return f"audit of {record.spec.audits}"
+    if record.spec.scores is not None:
+        return f"test of {record.spec.scores}"
+    if record.spec.confirms is not None:
+        return f"{record.spec.confirms} again"
     return f"baseline {-record.number}" if record.spec.baseline else str(record.number)
 
 
@@ -289,8 +303,9 @@ def visible(records: Sequence[TrialRecord], metric: Metric, *, rows: int) -> lis
         rank = order.index(record.state) if record.state in order else len(order)
         return rank, metric.loss(record.last.accuracy) if record.last else math.inf
 
-    running = [record for record in records if record.state is TrialState.RUNNING]
-    others = [record for record in records if record.state is not TrialState.RUNNING]
+    shown = [record for record in records if record.spec.scores is None or record.state is TrialState.RUNNING]
+    running = [record for record in shown if record.state is TrialState.RUNNING]
+    others = [record for record in shown if record.state is not TrialState.RUNNING]
     return [*running, *sorted(others, key=place)][:rows]
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuner.beside import after_search
 from tuner.errors import ResourcesError
 from tuner.feasibility import misfit, too_large
 from tuner.front import GIB, has_begun, objectives_of
@@ -99,7 +99,8 @@ class Study:
         """The next trial to work on; None when there is none now.
 
         First come those that a killed driver left running, then baselines, then new ones and paused ones as the scheduler says,
-        at last the audit. What is sampled depends on the sweep's seed, the trial's number and what was told before.
+        then the audit, at last the front's scores on the test data and its best from other seeds. What is sampled depends on the
+        sweep's seed, the trial's number and what was told before.
 
         Raises:
             ResourcesError: No trial of the space seems to fit into `resources.memory_limit_gib`.
@@ -121,7 +122,7 @@ class Study:
         if not self._scheduler.is_idle:
             return None
         self._stop(self._scheduler.stop_all_waiting())
-        spec = self._next_audit()
+        spec = self._next_after_search()
         self._is_over = spec is None
         return spec
 
@@ -274,16 +275,11 @@ class Study:
         for number, stop in stops.items():
             self._close(self._records[number], _explained(Outcome(state=TrialState.PRUNED), stop))
 
-    def _next_audit(self) -> TrialSpec | None:
-        """The next of a random sample of stopped trials, finished after all."""
-        stopped = sorted(record.number for record in self._searched if record.state is TrialState.PRUNED)
-        size = min(self._config.pruning.audit, len(stopped))
-        sample = random.Random(self._config.search.seed).sample(stopped, size)  # noqa: S311 -- reproducible, not secret
-        begun = {record.spec.audits for record in self._records.values()}
-        first = min((record.number for record in self._records.values() if not record.spec.is_searched), default=0)
-        for number in sample:
-            if number not in begun:
-                return self._begun(dataclasses.replace(self._records[number].spec, number=first - 1, audits=number))
+    def _next_after_search(self) -> TrialSpec | None:
+        """The next that stands beside the search; what does not fit is written down as such."""
+        while (spec := next(after_search(self.records, self._config, self.inspection), None)) is not None:
+            if (begun := self._begun(spec)) is not None:
+                return begun
         return None
 
     def _finished(self, number: int, metrics: Metrics) -> Decision:

@@ -35,7 +35,12 @@ class Sweep:
     inspection: Inspection
     """What was found out about model and data."""
     records: tuple[TrialRecord, ...]
-    """All trials, by number."""
+    """All trials by number, then what stands beside the search."""
+
+    @property
+    def trials(self) -> tuple[TrialRecord, ...]:
+        """Those of the search alone."""
+        return tuple(record for record in self.records if record.spec.is_searched)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

@@ -22,7 +22,7 @@ def param_text(value: ParamValue) -> str:
 
 
 def folder_name(number: int) -> str:
-    """Name of a trial's folders: `trial-0007`, or `beside-0001` for number -1, a baseline or an audit."""
+    """Name of a trial's folders: `trial-0007`, or `beside-0001` for number -1, which is not of the search."""
     return f"beside-{-number:04d}" if number < 0 else f"trial-{number:04d}"
 
 
@@ -83,6 +83,11 @@ class Metric(enum.StrEnum):
     def is_share(self) -> bool:
         """Whether it lies in [0, 1] and reads best in percent."""
         return self is not Metric.PERPLEXITY
+
+    @property
+    def is_hit_rate(self) -> bool:
+        """Whether it is the share of examples that are right, so that the number of right ones is binomial."""
+        return self in {Metric.ACCURACY, Metric.EXACT_MATCH, Metric.CHOICE_ACCURACY}
 
 
 class Baseline(enum.StrEnum):
@@ -149,7 +154,7 @@ class TrialSpec:
     """All that a worker needs to know of a trial beside the sweep file: the result depends on these two alone."""
 
     number: int
-    """Optuna's trial number, from 0; baselines have -1, -2 and so on, audits the numbers below."""
+    """Optuna's trial number, from 0; what stands beside the search has -1, -2 and so on, baselines first."""
     lora: LoraSpec | None
     """None only in baselines."""
     learning_rate: float
@@ -166,18 +171,62 @@ class TrialSpec:
     """None for a trial of the search."""
     audits: int | None = None
     """Number of the stopped trial that this one finishes, to see what stopping it has lost; None for all others."""
+    scores: int | None = None
+    """Number of the trial whose adapter this one scores on the test data, training nothing; None for all others."""
+    confirms: int | None = None
+    """Number of the trial that this one trains anew from another seed; None for all others."""
 
     @property
     def is_searched(self) -> bool:
-        """Whether it is a trial of the search; baselines and audits stand beside it."""
+        """Whether it is a trial of the search; all others stand beside it."""
         return self.number >= 0
 
     @property
+    def sees_test(self) -> bool:
+        """Whether it is scored on the test data at its end: what stands beside the search, audits left out."""
+        return not self.is_searched and self.audits is None
+
+    @property
     def label(self) -> str:
-        """What people call it: `trial 7`, `baseline 1 (full fine-tuning)` or `audit of trial 7`."""
+        """What people call it: `trial 7`, `baseline 1 (full fine-tuning)`, `audit of trial 7`, `test of trial 7`."""
         if self.audits is not None:
             return f"audit of trial {self.audits}"
+        if self.scores is not None:
+            return f"test of trial {self.scores}"
+        if self.confirms is not None:
+            return f"trial {self.confirms} with seed {self.seed}"
         return f"baseline {-self.number} ({self.baseline})" if self.baseline else f"trial {self.number}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOut:
+    """How good a trial is on the test data, which no decision sees."""
+
+    accuracy: float
+    """The sweep's accuracy objective on the test data."""
+    standard_error: float
+    """Of `accuracy`, in its unit, from the test examples' spread."""
+    loss: float
+    """Mean cross entropy in nats."""
+    num_test: int
+    """Examples behind it."""
+    resampled: tuple[float, ...] = ()
+    """`accuracy` on resamples of the test examples. Their draws are the same for all trials of a sweep, so that two trials
+    can be compared pair by pair."""
+    others: tuple[tuple[str, float], ...] = ()
+    """(metric, value) of the task's metrics that are not the objective."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """Where and when something was worked on."""
+
+    worker: str
+    """Names the process: node and process id."""
+    begun_s: float
+    """Seconds since 1970, by the worker's clock."""
+    ended_s: float
+    """The same, later."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,6 +257,14 @@ class Metrics:
     """`torch.cuda.max_memory_reserved`; None on a CPU."""
     others: tuple[tuple[str, float], ...] = ()
     """(metric, value) of the task's metrics that are not the objective."""
+    train_loss: float | None = None
+    """Mean cross entropy of the training batches since the report before, in nats, each before its step; None if unknown."""
+    worst_train_loss: float | None = None
+    """The largest of them."""
+    held_out: HeldOut | None = None
+    """Scores on the test data: only at the end of what stands beside the search."""
+    span: Span | None = None
+    """The work since the report before; None in journals from before it was kept, and in simulations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,7 +325,7 @@ class Inspection:
     num_validation: int = 0
     """Validation examples."""
     num_test: int = 0
-    """Examples put aside; no decision of the sweep sees them."""
+    """Examples put aside; no decision of the sweep sees them, and what is on the front at the end is scored on them."""
     labels: tuple[str, ...] = ()
     """Class names by class index."""
     majority_share: float = 0.0
@@ -289,3 +346,9 @@ class Inspection:
     """What the base model is made of."""
     gpu: Gpu | None = None
     """The card that the worker runs on; None on a CPU."""
+    model_fingerprint: str = ""
+    """SHA-256 of the base model's configuration and, of each weight file, its size, first and last MiB."""
+    versions: tuple[tuple[str, str], ...] = ()
+    """(package, version) on the worker, Python among them."""
+    hardware: str = ""
+    """What the worker runs on, such as `Linux x86_64, 16 CPU cores, NVIDIA L4`."""

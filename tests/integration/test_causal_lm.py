@@ -221,13 +221,13 @@ def test_a_loaded_pissa_adapter_gives_the_output_that_was_trained(tmp_path: Path
     lora = make_lora(r=4, target_modules=ALL, init_lora_weights=Init.PISSA, use_rslora=True)
     run = TrialRun(loaded.base, loaded.data, make_spec(0, lora=lora, learning_rate=1e-2), config)
     run.advance(8)
-    trained = evaluate(loaded.base, run.adapted.model, loaded.data.validation).loss
+    trained = evaluate(loaded.base, run.adapted.model, loaded.data.validation.batches).loss
     run.adapted.save(tmp_path / "adapter")
     run.close()
 
     model = PeftModel.from_pretrained(loaded.base.model, str(tmp_path / "adapter"))
 
-    assert evaluate(loaded.base, model, loaded.data.validation).loss == pytest.approx(trained, rel=1e-4)
+    assert evaluate(loaded.base, model, loaded.data.validation.batches).loss == pytest.approx(trained, rel=1e-4)
 
 
 def test_a_base_without_safetensors_is_refused_unless_pickles_are_allowed(tmp_path: Path) -> None:

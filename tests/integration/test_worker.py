@@ -164,7 +164,7 @@ def test_the_frozen_base_is_bit_identical_after_training(loaded: tuple[BaseModel
 def gradients(run: TrialRun) -> torch.Tensor:
     """The gradient of one fixed batch, flat, without dropout."""
     run.adapted.model.eval()
-    batch = run._data.validation[0]
+    batch = run._data.validation.batches[0]
     output = run.adapted.model(**batch.inputs())
     loss = torch.nn.functional.cross_entropy(output.logits, batch.labels)
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.adapted.trainable().values()))])
@@ -174,7 +174,7 @@ def test_an_evaluation_leaves_the_gradients_of_later_training_alone(running: Tri
     # bitsandbytes 0.50.2 on CPUs with AVX512-BF16 repacks weights in the first forward without gradients: cosine 0.18
     running.advance(2)
     fresh = gradients(running)
-    for batch in running._data.validation:
+    for batch in running._data.validation.batches:
         with torch.no_grad():
             running.adapted.model(**batch.inputs())
 

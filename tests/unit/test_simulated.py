@@ -16,7 +16,7 @@ from tuner.study import Study, create_study, open_study
 from tuner.trial import FailReason, Metrics, Outcome, StopReason, TrialRecord, TrialState
 from tuner.worker.synthetic import SyntheticWorker
 
-LONG = {"training.max_steps": 64, "pruning.min_steps": 4, "search.num_trials": 30}
+LONG = {"training.max_steps": 64, "pruning.min_steps": 4, "search.num_trials": 30, "data.test": 0}
 
 
 def simulated(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.worker.batches import IGNORED, BatchOrder, collate, collate_packed, evaluation_batches, pack
-from tuner.worker.tokens import Ragged, Tokenized
+from tuner.worker.token_files import Ragged, Tokenized
 
 CPU = torch.device("cpu")
 

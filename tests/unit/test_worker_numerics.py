@@ -22,7 +22,7 @@ from tuner.worker.batches import Batch, collate, collate_packed, evaluation_batc
 from tuner.worker.evaluation import (
     Choices,
     Examined,
-    choice_score,
+    chosen_right,
     class_scores,
     completion_scores,
     evaluate,
@@ -33,8 +33,8 @@ from tuner.worker.evaluation import (
 )
 from tuner.worker.inspection import packing_problem
 from tuner.worker.model import BaseModel
-from tuner.worker.tokens import Ragged, Tokenized
-from tuner.worker.training import TrainingData, TrialRun, parameter_groups
+from tuner.worker.token_files import Ragged, Tokenized
+from tuner.worker.training import ScoringData, TrainingData, TrialRun, parameter_groups
 
 CPU = torch.device("cpu")
 Q_PROJ = "model.layers.0.self_attn.q_proj"
@@ -203,7 +203,8 @@ def tiny_run(num_accumulated: int = 1, batch_size: int = 4, **training: object) 
     )
     base, train = tiny_base(), tokens_of([(3 + index % 5, 1 + index % 3) for index in range(24)])
     validation = evaluation_batches(tokens_of([(4, 2)] * 4, seed=1), batch_size=4, pad_id=0, device=CPU)
-    data = TrainingData(train=train, validation=validation, choices=None, num_validation=4, capacity=None)
+    scoring = ScoringData(batches=validation)
+    data = TrainingData(train=train, validation=scoring, build_test=lambda: scoring, capacity=None)
     lora = make_lora(r=4, lora_alpha=8.0, target_modules=("all-linear",), lora_dropout=0.1)
     return TrialRun(base, data, make_spec(0, lora=lora, learning_rate=5e-3), config)
 
@@ -300,7 +301,7 @@ def test_the_likeliest_choice_is_found_whatever_the_order_of_the_batches() -> No
     nll = {0: 1.0, 1: 2.0, 2: 1.0, 3: 5.0}  # by alternative: right for example 0, wrong for example 1
     examined = Examined(nll=np.array([nll[at] for at in (2, 0, 3, 1)]), num_tokens=np.ones(4), num_right=np.ones(4))
 
-    assert choice_score(examined, choices).value == 0.5
+    assert chosen_right(examined, choices).mean() == 0.5
 
 
 @pytest.mark.parametrize("seed", range(5))

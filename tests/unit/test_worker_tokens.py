@@ -138,7 +138,7 @@ def test_examples_that_are_too_long_are_left_out_and_counted(monkeypatch: pytest
 
     found = tokenize_splits(tiny_tokenizer(), splits, sweep_for())
 
-    assert (len(found.train), len(found.validation), found.num_too_long) == (1, 1, 1)
+    assert (len(found.train), len(found.validation.tokens), found.num_too_long) == (1, 1, 1)
 
 
 def test_data_of_which_nothing_is_short_enough_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -171,7 +171,9 @@ def test_what_changes_the_tokens_is_not_read_from_an_older_cache(
 
 
 def test_choices_are_all_completions_of_the_data_unless_it_names_them() -> None:
-    found = alternatives(tiny_tokenizer(), splits_of("a", "b", "a", "c"), config_for())
+    splits = splits_of("a", "b", "a", "c")
+
+    found = alternatives(tiny_tokenizer(), splits.validation, splits, config_for())
 
     assert len(found.tokens) == 3
     assert found.is_right.tolist() == [False, False, True]
@@ -182,28 +184,32 @@ def test_choices_that_the_data_names_are_taken() -> None:
     right = Example(text="p", label="x", choices=("x", "y"))
     splits = Splits(train=(EXAMPLE,), validation=(right,), test=())
 
-    assert alternatives(tiny_tokenizer(), splits, config_for(choices="options")).is_right.tolist() == [True, False]
+    assert alternatives(
+        tiny_tokenizer(), splits.validation, splits, config_for(choices="options")
+    ).is_right.tolist() == [True, False]
 
 
 def test_a_right_completion_that_is_no_choice_is_refused() -> None:
     splits = Splits(train=(EXAMPLE,), validation=(Example(text="p", label="z", choices=("x", "y")),), test=())
 
     with pytest.raises(DataError, match="the right completion is not among the choices: 'z'"):
-        alternatives(tiny_tokenizer(), splits, config_for(choices="options"))
+        alternatives(tiny_tokenizer(), splits.validation, splits, config_for(choices="options"))
 
 
 def test_too_many_completions_are_no_choices() -> None:
+    splits = splits_of(*(f"{index}" for index in range(100)))
+
     with pytest.raises(DataError, match="100 different completions: more than 64 choices"):
-        alternatives(tiny_tokenizer(), splits_of(*(f"{index}" for index in range(100))), config_for())
+        alternatives(tiny_tokenizer(), splits.validation, splits, config_for())
 
 
 def test_a_node_tokenizes_choices_once_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TUNER_CACHE", str(tmp_path))
     sweep = sweep_for().model_copy(update={"objectives": ObjectivesConfig(accuracy="choice_accuracy")})
-    first = tokenize_splits(tiny_tokenizer(), splits_of("a", "b", "b"), sweep).choices
+    first = tokenize_splits(tiny_tokenizer(), splits_of("a", "b", "b"), sweep).validation.choices
     monkeypatch.setattr(tokens, "tokenize_completions", lambda *_: pytest.fail("tokenized again"))
 
-    second = tokenize_splits(tiny_tokenizer(), splits_of("a", "b", "b"), sweep).choices
+    second = tokenize_splits(tiny_tokenizer(), splits_of("a", "b", "b"), sweep).validation.choices
 
     assert first is not None
     assert second is not None
@@ -214,4 +220,32 @@ def test_a_node_tokenizes_choices_once_too(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_choices_are_not_made_where_nothing_asks_for_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TUNER_CACHE", str(tmp_path))
 
-    assert tokenize_splits(tiny_tokenizer(), splits_of("a", "b"), sweep_for()).choices is None
+    assert tokenize_splits(tiny_tokenizer(), splits_of("a", "b"), sweep_for()).validation.choices is None
+
+
+def test_the_test_split_is_tokenized_too_and_may_be_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TUNER_CACHE", str(tmp_path))
+    splits = splits_of("a", "b")
+    held_out = Splits(train=splits.train, validation=splits.validation, test=(Example(text="q", label="c"),))
+
+    assert len(tokenize_splits(tiny_tokenizer(), splits, sweep_for()).test.tokens) == 0
+    assert len(tokenize_splits(tiny_tokenizer(), held_out, sweep_for()).test.tokens) == 1
+
+
+def test_test_examples_choose_from_what_training_and_validation_data_have(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TUNER_CACHE", str(tmp_path))
+    sweep = sweep_for().model_copy(update={"objectives": ObjectivesConfig(accuracy="choice_accuracy")})
+    splits = splits_of("a", "b")
+    known, unknown = (
+        Splits(train=splits.train, validation=splits.validation, test=(Example(text="q", label=label),))
+        for label in "az"
+    )
+
+    found = tokenize_splits(tiny_tokenizer(), known, sweep).test.choices
+
+    assert found is not None
+    assert found.is_right.tolist() == [True, False]
+    with pytest.raises(DataError, match="the right completion is not among the choices: 'z'"):
+        tokenize_splits(tiny_tokenizer(), unknown, sweep)

@@ -94,6 +94,25 @@ def attach(base: BaseModel, lora: LoraSpec | None, seed: int, batches: Sequence[
     return _with_lora(base, lora, heads, batches)
 
 
+def attach_saved(base: BaseModel, lora: LoraSpec, folder: Path) -> Adapted:
+    """Put a saved adapter on the base, as whoever uses it would.
+
+    Args:
+        base: Without an adapter.
+        lora: What was saved.
+        folder: In PEFT's format.
+
+    Raises:
+        OSError: The folder holds no adapter.
+        ValueError: The adapter does not fit the base.
+    """
+    heads = {name: base.model.get_submodule(name) for name in head_names(base.model)}
+    ranks = ranks_of(layers_of(base.model), lora)
+    changed = keep_weights(base.model, ranks, lora, tuple(heads))
+    model = PeftModel.from_pretrained(base.model, str(folder), is_trainable=True)
+    return Adapted(model=model, base=base, original_heads=heads, original_weights=changed, initial={})
+
+
 def attach_nothing(base: BaseModel, seed: int) -> Adapted:
     """Train all weights of a base, with a fresh head; they can't be put back: the base must be loaded anew afterwards."""
     _put_fresh_heads(base, seed)

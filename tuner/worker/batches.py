@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from tuner.worker.tokens import Tokenized
+    from tuner.worker.token_files import Tokenized
 
 MEGABATCH = 16
 """Batches that are sorted by length together: bucketing costs 2.5 times fewer padded tokens than random order."""

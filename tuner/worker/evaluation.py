@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import stats
 from torch.nn.functional import cross_entropy
 
 from tuner.trial import Metric
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
 
 Watch = Callable[[], contextlib.AbstractContextManager[None]]
 Floats = npt.NDArray[np.float64]
+Statistic = Callable[[npt.NDArray[np.int64]], float]
+"""A metric over some of the examples, given by their places."""
 NUM_RESAMPLES = 200
 """Bootstrap samples behind the standard error of macro F1."""
+NUM_TEST_RESAMPLES = 1_000
+"""Bootstrap samples of the test data, on which trials are compared pair by pair."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +52,27 @@ class Evaluation:
     """Every metric that was measured."""
     loss: float
     """Mean cross entropy in nats, of an example's class or a completion's token."""
+    statistics: Mapping[Metric, Statistic]
+    """Each metric as a function of the examples that it is over."""
+    num_examples: int
+    """Examples behind it."""
+
+    def resampled(self, metric: Metric) -> tuple[float, ...]:
+        """A metric over resamples of the examples; the draws depend on their number alone, so that trials are paired."""
+        places = np.arange(self.num_examples)
+        statistic = self.statistics[metric]
+        if len(places) == 1:  # which scipy refuses
+            return (statistic(places),) * NUM_TEST_RESAMPLES
+        found = stats.bootstrap(
+            (places,),
+            lambda chosen: statistic(chosen.astype(np.int64)),
+            n_resamples=NUM_TEST_RESAMPLES,
+            batch=10,
+            vectorized=False,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        )
+        return tuple(found.bootstrap_distribution.tolist())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,12 +156,10 @@ def evaluate(
         result = _classified(base, model, batches, watch)
     else:
         examined = _examined(base, model, batches, watch)
-        result = Evaluation(
-            scores=completion_scores(examined), loss=float(examined.nll.sum() / examined.num_tokens.sum())
-        )
+        is_chosen = None
         if choices is not None:
-            chosen = choice_score(_examined(base, model, choices.batches, contextlib.nullcontext), choices)
-            result = Evaluation(scores={**result.scores, Metric.CHOICE_ACCURACY: chosen}, loss=result.loss)
+            is_chosen = chosen_right(_examined(base, model, choices.batches, contextlib.nullcontext), choices)
+        result = _completed(examined, is_chosen)
     model.train(was_training)
     return result
 
@@ -159,15 +183,33 @@ def completion_scores(examined: Examined) -> dict[Metric, Score]:
     }
 
 
-def choice_score(examined: Examined, choices: Choices) -> Score:
-    """Share of examples whose right completion has the highest log-likelihood; the first of equal ones counts."""
+def _completed(examined: Examined, is_chosen: npt.NDArray[np.bool_] | None) -> Evaluation:
+    scores, statistics = completion_scores(examined), _completion_statistics(examined)
+    if is_chosen is not None:
+        scores[Metric.CHOICE_ACCURACY] = share(is_chosen)
+        statistics[Metric.CHOICE_ACCURACY] = lambda chosen: float(is_chosen[chosen].mean())
+    loss = float(examined.nll.sum() / examined.num_tokens.sum())
+    return Evaluation(scores=scores, loss=loss, statistics=statistics, num_examples=len(examined.nll))
+
+
+def _completion_statistics(examined: Examined) -> dict[Metric, Statistic]:
+    nll, num_tokens, num_right = examined.nll, examined.num_tokens, examined.num_right
+    return {
+        Metric.EXACT_MATCH: lambda chosen: float((num_right == num_tokens)[chosen].mean()),
+        Metric.TOKEN_ACCURACY: lambda chosen: float(num_right[chosen].sum() / num_tokens[chosen].sum()),
+        Metric.PERPLEXITY: lambda chosen: _exp(float(nll[chosen].sum() / num_tokens[chosen].sum())),
+    }
+
+
+def chosen_right(examined: Examined, choices: Choices) -> npt.NDArray[np.bool_]:
+    """Whether each example's right completion has the highest log-likelihood; the first of equal ones counts."""
     nll = np.empty_like(examined.nll)
     nll[choices.order] = examined.nll
     best: dict[int, int] = {}
     for alternative, example in enumerate(choices.example):
         if example not in best or nll[alternative] < nll[best[int(example)]]:
             best[int(example)] = alternative
-    return share(choices.is_right[list(best.values())])
+    return choices.is_right[list(best.values())]
 
 
 def class_scores(predicted: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> dict[Metric, Score]:
@@ -218,8 +260,13 @@ def _classified(base: BaseModel, model: nn.Module, batches: Sequence[Batch], wat
         predicted.append(logits_BC.argmax(-1).cpu().numpy())
         right.append(batch.labels.cpu().numpy())
         loss += float(cross_entropy(logits_BC, batch.labels, reduction="sum"))
-    scores = class_scores(np.concatenate(predicted), np.concatenate(right))
-    return Evaluation(scores=scores, loss=loss / sum(map(len, right)))
+    named, real = np.concatenate(predicted), np.concatenate(right)
+    statistics: dict[Metric, Statistic] = {
+        Metric.ACCURACY: lambda chosen: float((named == real)[chosen].mean()),
+        Metric.MACRO_F1: lambda chosen: macro_f1(named[chosen], real[chosen]),
+    }
+    scores = class_scores(named, real)
+    return Evaluation(scores=scores, loss=loss / len(real), statistics=statistics, num_examples=len(real))
 
 
 def _examined(base: BaseModel, model: nn.Module, batches: Sequence[Batch], watch: Watch) -> Examined:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import logging
 import os
 import platform
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +17,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tuner.trial import Baseline, FailReason, Metrics, Outcome, TrialSpec, TrialState, folder_name
+from tuner.trial import Baseline, FailReason, Metrics, Outcome, Span, TrialSpec, TrialState, folder_name
 from tuner.worker.batches import evaluation_batches, evaluation_order
 from tuner.worker.checkpoint import restore_checkpoint, save_checkpoint
 from tuner.worker.data import Splits, load_splits
 from tuner.worker.evaluation import Choices
 from tuner.worker.inspection import inspect_sweep
 from tuner.worker.model import BaseModel, load_base
+from tuner.worker.token_files import Scored
 from tuner.worker.tokens import tokenize_splits
-from tuner.worker.training import TrainingData, TrialRun
+from tuner.worker.training import ScoringData, TrainingData, TrialRun
 
 if TYPE_CHECKING:
     from tuner.config import ModelConfig, SweepConfig
@@ -90,6 +93,9 @@ class Worker:
         _free_memory()
 
     def _advance(self, spec: TrialSpec) -> Metrics | Outcome:
+        begun_s = time.time()
+        if spec.scores is not None:
+            return _timed(self._score(spec, spec.scores), begun_s)
         checkpoint = self._folder / "checkpoints" / folder_name(spec.number) if self._folder else None
         if self._run is None:
             loaded = self._load(base_for(self._config, spec))
@@ -98,11 +104,22 @@ class Worker:
             if checkpoint and (metrics := restore_checkpoint(self._run, checkpoint)):
                 log.info("%s goes on from step %d", spec.label, metrics.steps)
                 return metrics
-        result = self._run.advance(self._next_rung(spec, self._run))
+        result = _timed(self._run.advance(self._next_rung(spec, self._run)), begun_s)
+        if isinstance(result, Metrics):
+            self._run.metrics = result
         if checkpoint and isinstance(result, Metrics) and spec.baseline is None:
             is_last = result.steps == self._config.training.max_steps
             save_checkpoint(self._run, checkpoint, with_adapter=is_last)
         return result
+
+    def _score(self, spec: TrialSpec, number: int) -> Metrics | Outcome:
+        """Score a kept adapter."""
+        if self._folder is None:
+            raise FileNotFoundError("no adapter is kept without a sweep folder")
+        loaded = self._load(base_for(self._config, spec))
+        adapter = self._folder / "adapters" / folder_name(number)
+        self._run = TrialRun(loaded.base, loaded.data, spec, self._config, adapter)
+        return self._run.score()
 
     def _next_rung(self, spec: TrialSpec, run: TrialRun) -> int:
         if spec.baseline is Baseline.ZERO_SHOT:
@@ -165,27 +182,37 @@ def device_of(config: SweepConfig) -> torch.device:
 
 
 def prepare_data(config: SweepConfig, base: BaseModel, splits: Splits) -> TrainingData:
-    """Tokenize the splits that trials see, and put the validation data on the device."""
+    """Tokenize the splits, and put the validation data on the device."""
     tokenized = tokenize_splits(base.tokenizer, splits, config)
-    build = functools.partial(
-        evaluation_batches, batch_size=config.training.eval_batch_size, pad_id=base.pad_id, device=base.device
-    )
-    choices = None
-    if (asked := tokenized.choices) is not None:
-        order = evaluation_order(asked.tokens, config.training.eval_batch_size)
-        choices = Choices(
-            batches=build(asked.tokens),
-            order=np.array([index for chunk in order for index in chunk]),
-            example=asked.example,
-            is_right=asked.is_right,
-        )
+    build = functools.partial(_scoring_data, batch_size=config.training.eval_batch_size, base=base)
     return TrainingData(
         train=tokenized.train,
         validation=build(tokenized.validation),
-        choices=choices,
-        num_validation=len(tokenized.validation),
+        build_test=lambda: build(tokenized.test),
         capacity=config.data.max_length if config.training.packing else None,
     )
+
+
+def _scoring_data(scored: Scored, *, batch_size: int, base: BaseModel) -> ScoringData:
+    build = functools.partial(evaluation_batches, batch_size=batch_size, pad_id=base.pad_id, device=base.device)
+    if (asked := scored.choices) is None:
+        return ScoringData(batches=build(scored.tokens))
+    order = evaluation_order(asked.tokens, batch_size)
+    choices = Choices(
+        batches=build(asked.tokens),
+        order=np.array([index for chunk in order for index in chunk], dtype=np.int64),
+        example=asked.example,
+        is_right=asked.is_right,
+    )
+    return ScoringData(batches=build(scored.tokens), choices=choices)
+
+
+def _timed(result: Metrics | Outcome, begun_s: float) -> Metrics | Outcome:
+    """With where and when it was worked out."""
+    if isinstance(result, Outcome):
+        return result
+    worker = f"{platform.node()}-{os.getpid()}"
+    return dataclasses.replace(result, span=Span(worker=worker, begun_s=begun_s, ended_s=time.time()))
 
 
 def _free_memory() -> None:

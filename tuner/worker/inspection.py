@@ -21,6 +21,7 @@ from tuner.worker.architecture import AUTO_CLASSES, facts_of, skeleton
 from tuner.worker.data import DataError, Splits, load_splits
 from tuner.worker.gguf import SUFFIX
 from tuner.worker.model import load_model_config, load_tokenizer, quiet
+from tuner.worker.provenance import fingerprint_of, hardware, versions
 from tuner.worker.tokens import TokenizedSplits, tokenize_splits
 
 if TYPE_CHECKING:
@@ -64,18 +65,21 @@ def inspect_sweep(config: SweepConfig) -> Inspection:
         problems=tuple(problems),
         data_fingerprint=splits.fingerprint,
         num_train=len(tokenized.train),
-        num_validation=len(tokenized.validation),
-        num_test=len(splits.test),
+        num_validation=len(tokenized.validation.tokens),
+        num_test=len(tokenized.test.tokens),
         labels=splits.labels,
         majority_share=splits.majority_share,
         gpu=card_of(config),
         num_duplicates=splits.num_duplicates,
         num_too_long=tokenized.num_too_long,
         longest_train=max(tokenized.train.input_ids.lengths),
-        longest_validation=max(max(scored.input_ids.lengths) for scored in tokenized.scored),
+        longest_validation=max(max(scored.input_ids.lengths) for scored in tokenized.validation.read),
         most_learned=tokenized.train.most_learned(),
-        most_scored=max(scored.most_learned() for scored in tokenized.scored),
+        most_scored=max(scored.most_learned() for scored in tokenized.validation.read),
         model=facts,
+        model_fingerprint=fingerprint_of(config.model, opened.config) if opened else "",
+        versions=versions(),
+        hardware=hardware(),
     )
 
 

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.layers import ALL_LINEAR, Group, Layer, ModelFacts, count_trainable, parse_selector, ranks_of
-from tuner.trial import Baseline, FailReason, Inspection, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
+from tuner.trial import (
+    Baseline,
+    FailReason,
+    HeldOut,
+    Inspection,
+    MemoryKind,
+    Metrics,
+    Outcome,
+    TrialSpec,
+    TrialState,
+)
 
 if TYPE_CHECKING:
     from tuner.config import SpaceConfig, SweepConfig
@@ -37,6 +47,7 @@ class SyntheticWorker:
             data_fingerprint="synthetic",
             num_train=1000,
             num_validation=NUM_VALIDATION,
+            num_test=self._config.data.test or 0,
             labels=("a", "b"),
             majority_share=0.5,
             model=synthetic_model(self._config.search.space),
@@ -52,6 +63,8 @@ class SyntheticWorker:
         assert self._spec is not None  # noqa: S101 -- start() comes first
         if self._spec.baseline is Baseline.ZERO_SHOT:
             return _metrics(self._spec, 0, self._config)
+        if self._spec.scores is not None:
+            return _metrics(self._spec, self._config.training.max_steps, self._config)
         self._steps = next(rung for rung in self._config.rungs if rung > self._steps)
         if self._spec.learning_rate > 0.1:  # noqa: PLR2004 -- the cliff
             return Outcome(state=TrialState.FAIL, reason=FailReason.LOSS_NOT_FINITE, detail="synthetic divergence")
@@ -88,8 +101,7 @@ def _metrics(spec: TrialSpec, steps: int, config: SweepConfig) -> Metrics:
     total_rank = sum(ranks.values()) / 6
     fit = 1 - math.exp(-3 * steps / config.training.max_steps)
     skill = 0.95 - 0.4 / (1 + total_rank) - 0.3 * abs(math.log10(spec.learning_rate or 1e-3) + 2.5)
-    noise = random.Random(f"{spec.seed}:{spec.params}:{steps}").gauss(0, 0.01)  # noqa: S311 -- reproducible, not secret
-    accuracy = min(1.0, max(0.0, 0.5 + (skill - 0.5) * fit + noise))
+    accuracy = min(1.0, max(0.0, 0.5 + (skill - 0.5) * fit + _noise(spec, steps)))
     share = round(accuracy * NUM_VALIDATION) / NUM_VALIDATION
     return Metrics(
         steps=steps,
@@ -102,4 +114,22 @@ def _metrics(spec: TrialSpec, steps: int, config: SweepConfig) -> Metrics:
         trainable_params=count_trainable(model, spec.lora),
         peak_memory_bytes=100 * 2**20 + 2**16 * len(ranks) + int(12 * 768 * total_rank),
         memory_kind=MemoryKind.CPU_ALLOCATED,
+        held_out=_held_out(spec, accuracy, config)
+        if spec.sees_test and steps in {0, config.training.max_steps}
+        else None,
     )
+
+
+def _held_out(spec: TrialSpec, accuracy: float, config: SweepConfig) -> HeldOut | None:
+    num = config.data.test or 0
+    if not num:
+        return None
+    share = round((0.99 * accuracy + 0.005 * _noise(spec, -1)) * num) / num
+    error = math.sqrt(share * (1 - share) / num)
+    draws = (random.Random(index).gauss(share, error) for index in range(100))  # noqa: S311 -- as above
+    loss = -math.log(max(share, 1e-3))
+    return HeldOut(accuracy=share, standard_error=error, loss=loss, num_test=num, resampled=tuple(draws))
+
+
+def _noise(spec: TrialSpec, steps: int) -> float:
+    return random.Random(f"{spec.seed}:{spec.params}:{steps}").gauss(0, 0.01)  # noqa: S311 -- reproducible, not secret

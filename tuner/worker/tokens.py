@@ -16,22 +16,24 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jinja2
 import numpy as np
-import numpy.typing as npt
 
 from tuner.worker.cache import cached
 from tuner.worker.data import ASSISTANT, DataError, Example, Splits, Turn
+from tuner.worker.token_files import Alternatives, Ragged, Scored, Tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tuner.config import DataConfig, SweepConfig
 
-FORMAT = "3"
+FORMAT = "4"
 """To be raised when the same examples give other token ids, so that caches are not mixed up."""
+HELD_OUT = ("validation", "test")
+"""Splits that trials are scored on, in the order of `TokenizedSplits`."""
 MAX_CHOICES = 64
 """Most completions that the data may have if they are to be the choices of every example."""
 
@@ -40,129 +42,22 @@ Tokens = tuple[Ids, list[bool]]
 """(token ids, whether each is part of a completion)."""
 
 
-class Ragged:
-    """Rows of different lengths, end to end in one array, which may lie in a file.
-
-    Args:
-        values: All rows.
-        offsets: Where each row starts, and the end of the last.
-    """
-
-    def __init__(self, values: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> None:
-        self._values = values
-        self._offsets = offsets
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def __getitem__(self, index: int) -> npt.NDArray[Any]:
-        return self._values[self._offsets[index] : self._offsets[index + 1]]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Length of each row."""
-        return [int(length) for length in np.diff(self._offsets)]
-
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[int]] | Sequence[Sequence[bool]], dtype: type) -> Ragged:
-        """Lay rows end to end."""
-        offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)]).astype(np.int64)
-        values: npt.NDArray[Any] = np.fromiter(
-            (value for row in rows for value in row), dtype=dtype, count=int(offsets[-1])
-        )
-        return cls(values, offsets)
-
-    def save(self, folder: Path, name: str) -> None:
-        """Write both arrays."""
-        np.save(folder / f"{name}.npy", self._values)
-        np.save(folder / f"{name}.offsets.npy", self._offsets)
-
-    @classmethod
-    def load(cls, folder: Path, name: str) -> Ragged:
-        """Map the values from the file: all processes of a node share its pages."""
-        return cls(np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(folder / f"{name}.offsets.npy"))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tokenized:
-    """A split as token ids."""
-
-    input_ids: Ragged
-    """Token ids of each example, special tokens included."""
-    is_target: Ragged | None = None
-    """Causal language models: whether each token is part of a completion."""
-    class_ids: npt.NDArray[np.int64] | None = None
-    """Classification: class of each example."""
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def most_learned(self) -> int:
-        """Most tokens of an example that are learned; 1 where it is its class."""
-        if self.is_target is None:
-            return 1
-        return max(int(self.is_target[index].sum()) for index in range(len(self)))
-
-    def save(self, folder: Path, name: str) -> None:
-        """Write it as files that other processes map."""
-        self.input_ids.save(folder, f"{name}.input_ids")
-        if self.is_target is not None:
-            self.is_target.save(folder, f"{name}.is_target")
-        if self.class_ids is not None:
-            np.save(folder / f"{name}.class_ids.npy", self.class_ids)
-
-    @classmethod
-    def load(cls, folder: Path, name: str) -> Tokenized:
-        """Read what `save` wrote."""
-        input_ids = Ragged.load(folder, f"{name}.input_ids")
-        if (classes := folder / f"{name}.class_ids.npy").exists():
-            return cls(input_ids=input_ids, class_ids=np.load(classes))
-        return cls(input_ids=input_ids, is_target=Ragged.load(folder, f"{name}.is_target"))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Alternatives:
-    """The completions that each validation example chooses from, each as an example of its own."""
-
-    tokens: Tokenized
-    """All of them."""
-    example: npt.NDArray[np.int64]
-    """Which validation example each belongs to."""
-    is_right: npt.NDArray[np.bool_]
-    """Whether it is the right one."""
-
-    def save(self, folder: Path) -> None:
-        """Write it as files that other processes map."""
-        self.tokens.save(folder, "choices")
-        np.save(folder / "choices.example.npy", self.example)
-        np.save(folder / "choices.is_right.npy", self.is_right)
-
-    @classmethod
-    def load(cls, folder: Path) -> Alternatives:
-        """Read what `save` wrote."""
-        example, is_right = (np.load(folder / f"choices.{name}.npy") for name in ("example", "is_right"))
-        return cls(tokens=Tokenized.load(folder, "choices"), example=example, is_right=is_right)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizedSplits:
-    """What trials see of the data, and how much of it was too long."""
+    """The data as token ids, and how much of it was too long."""
 
     train: Tokenized
-    validation: Tokenized
-    choices: Alternatives | None
-    """None where choice accuracy is not measured."""
+    """What trials learn from."""
+    validation: Scored
+    """What decisions are made on."""
+    test: Scored
+    """What no decision sees; may be empty."""
     num_too_long: int
-    """Examples left out, of training and validation data."""
-
-    @property
-    def scored(self) -> tuple[Tokenized, ...]:
-        """What an evaluation reads."""
-        return (self.validation,) if self.choices is None else (self.validation, self.choices.tokens)
+    """Examples left out."""
 
 
 def tokenize_splits(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: SweepConfig) -> TokenizedSplits:
-    """Training and validation data as token ids, made at the first use on a node.
+    """The data as token ids, made at the first use on a node.
 
     Args:
         tokenizer: The base model's.
@@ -175,13 +70,14 @@ def tokenize_splits(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: 
     """
     key = _key(tokenizer, splits, config)
     folder = cached("tokens", key, lambda folder: _write(tokenizer, splits, config, folder))
-    train, validation = (Tokenized.load(folder, name) for name in ("train", "validation"))
-    too_long = len(splits.train) + len(splits.validation) - len(train) - len(validation)
-    if not len(train) or not len(validation):
+    train = Tokenized.load(folder, "train")
+    validation, test = (Scored.load(folder, name, has_choices=config.is_choice_asked) for name in HELD_OUT)
+    if not len(train) or not len(validation.tokens):
         limit = config.data.max_length
         raise DataError("data.max_length", f"leaves nothing: all examples of a split are longer than {limit} tokens")
-    choices = Alternatives.load(folder) if config.is_choice_asked else None
-    return TokenizedSplits(train=train, validation=validation, choices=choices, num_too_long=too_long)
+    num_given = len(splits.train) + len(splits.validation) + len(splits.test)
+    too_long = num_given - len(train) - len(validation.tokens) - len(test.tokens)
+    return TokenizedSplits(train=train, validation=validation, test=test, num_too_long=too_long)
 
 
 def tokenize_texts(
@@ -189,10 +85,11 @@ def tokenize_texts(
 ) -> Tokenized:
     """Texts to classify, cut off at `max_length` tokens, special tokens included."""
     class_id = {label: index for index, label in enumerate(labels)}
-    encoded = tokenizer([example.text for example in examples], truncation=True, max_length=max_length)
+    texts = [example.text for example in examples]
+    encoded = tokenizer(texts, truncation=True, max_length=max_length) if texts else {"input_ids": []}
     return Tokenized(
         input_ids=Ragged.of(encoded["input_ids"], np.int32),
-        class_ids=np.array([class_id[example.label] for example in examples]),
+        class_ids=np.array([class_id[example.label] for example in examples], dtype=np.int64),
     )
 
 
@@ -215,15 +112,23 @@ def tokenize_completions(
     return [([*ids, end], [*mask, True]) for ids, mask in _encoded(tokenizer, stages, is_chat=False)]
 
 
-def alternatives(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: DataConfig) -> Alternatives:
-    """The completions that each validation example chooses from.
+def alternatives(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], splits: Splits, config: DataConfig
+) -> Alternatives:
+    """The completions that each of some examples chooses from.
+
+    Args:
+        tokenizer: The base model's.
+        examples: A held-out split.
+        splits: The whole data; where it names no choices, those of training and validation data are everyone's.
+        config: The sweep's `data` section.
 
     Raises:
         DataError: Too many different completions to be choices, or a right one that is not among the choices.
     """
     common = _common_choices(splits) if config.choices is None else ()
     asked, example, is_right = [], [], []
-    for index, right in enumerate(splits.validation):
+    for index, right in enumerate(examples):
         choices = right.choices or common
         if right.label not in choices:
             raise DataError("data.choices", f"the right completion is not among the choices: {right.label[:80]!r}")
@@ -235,12 +140,12 @@ def alternatives(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: Dat
         index
         for index, is_answer, (ids, _) in zip(example, is_right, tokens, strict=True)
         if is_answer and len(ids) > config.max_length
-    }  # these are no validation examples either
+    }  # these are left out of the split itself too
     kept = [place for place, index in enumerate(example) if index not in too_long]
     return Alternatives(
         tokens=_completions([tokens[place] for place in kept]),
-        example=np.array([example[place] for place in kept]),
-        is_right=np.array([is_right[place] for place in kept]),
+        example=np.array([example[place] for place in kept], dtype=np.int64),
+        is_right=np.array([is_right[place] for place in kept], dtype=np.bool_),
     )
 
 
@@ -261,15 +166,16 @@ def _common_choices(splits: Splits) -> tuple[str, ...]:
 
 def _write(tokenizer: PreTrainedTokenizerBase, splits: Splits, config: SweepConfig, folder: Path) -> None:
     longest = config.data.max_length
-    for name, examples in (("train", splits.train), ("validation", splits.validation)):
+    held_out = dict(zip(HELD_OUT, (splits.validation, splits.test), strict=True))
+    for name, examples in (("train", splits.train), *held_out.items()):
         if config.training.task == "classification":
             tokenized = tokenize_texts(tokenizer, examples, splits.labels, max_length=longest)
         else:
             tokens = tokenize_completions(tokenizer, examples, config.data)
             tokenized = _completions([(ids, mask) for ids, mask in tokens if len(ids) <= longest])
         tokenized.save(folder, name)
-    if config.is_choice_asked:
-        alternatives(tokenizer, splits, config.data).save(folder)
+    for name, examples in held_out.items() if config.is_choice_asked else ():
+        alternatives(tokenizer, examples, splits, config.data).save(folder, f"{name}.choices")
 
 
 def _completions(tokens: Sequence[Tokens]) -> Tokenized:
@@ -319,6 +225,8 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Sequence[str]], *, is_chat: bool) -> list[Tokens]:
+    if not examples:  # which transformers' tokenizers do not take
+        return []
     flat = [stage for stages in examples for stage in stages]
     pieces = [
         stage[len(before) :] for stages in examples for before, stage in itertools.pairwise(("", *stages))

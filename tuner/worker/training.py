@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +19,13 @@ from bitsandbytes.optim.adamw import PagedAdamW8bit
 from transformers import get_scheduler
 
 from tuner.lora import Init
-from tuner.trial import Baseline, FailReason, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
-from tuner.worker.adapters import Adapted, attach, attach_nothing
+from tuner.trial import Baseline, FailReason, HeldOut, MemoryKind, Metrics, Outcome, Span, TrialSpec, TrialState
+from tuner.worker.adapters import Adapted, attach, attach_nothing, attach_saved
 from tuner.worker.batches import Batch, BatchOrder, collate, collate_packed
 from tuner.worker.evaluation import Choices, Evaluation, evaluate, forward, num_learned, summed_loss
 from tuner.worker.memory import CpuPeak, CudaPeak, PeakMeter, empty_cache
 from tuner.worker.starts import NUM_EVA_BATCHES
-from tuner.worker.tokens import Tokenized
+from tuner.worker.token_files import Tokenized
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,17 +36,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ScoringData:
+    """A split that trials are scored on, on the device."""
+
+    batches: tuple[Batch, ...]
+    """Its examples by rising length; empty where it has none."""
+    choices: Choices | None = None
+    """What the choice accuracy is measured on; None where it is not asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingData:
     """What all trials of a process train and decide on."""
 
     train: Tokenized
     """Training examples."""
-    validation: tuple[Batch, ...]
-    """Validation batches, by rising length."""
-    choices: Choices | None
-    """What the choice accuracy is measured on; None where it is not asked for."""
-    num_validation: int
-    """Validation examples."""
+    validation: ScoringData
+    """What decisions are made on."""
+    build_test: Callable[[], ScoringData]
+    """Gives what no decision sees, for the trials that are scored on it; it takes no room before that."""
     capacity: int | None
     """Tokens in a packed row; None without packing."""
 
@@ -58,9 +67,17 @@ class TrialRun:
         data: The shared data.
         spec: The trial.
         config: The sweep.
+        adapter: Folder of a saved adapter, to be scored as it is; a fresh one by default.
     """
 
-    def __init__(self, base: BaseModel, data: TrainingData, spec: TrialSpec, config: SweepConfig) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        data: TrainingData,
+        spec: TrialSpec,
+        config: SweepConfig,
+        adapter: Path | None = None,
+    ) -> None:
         self._base = base
         self._data = data
         self._spec = spec
@@ -68,7 +85,7 @@ class TrialRun:
         self._metric = config.metric
         lengths = data.train.input_ids.lengths
         self._order = BatchOrder(lengths, batch_size=config.training.batch_size, seed=spec.seed)
-        self.adapted: Adapted = self._attach()
+        self.adapted: Adapted = self._attach(adapter)
         self._trainable = list(self.adapted.trainable().values())
         self._optimizer = build_optimizer(self.adapted.model, spec, config.training.optimizer)
         self._schedule = get_scheduler(
@@ -81,6 +98,7 @@ class TrialRun:
             use_checkpointing(base.model)
         self._memory = self._build_meter()
         self._steps, self._tokens, self._train_s = 0, 0, 0.0
+        self._losses: list[float] = []
         self.metrics: Metrics | None = None
 
     def advance(self, steps: int) -> Metrics | Outcome:
@@ -95,23 +113,57 @@ class TrialRun:
         start_s = time.perf_counter()
         largest = self._largest_step(steps)
         self.adapted.model.train()
+        self._losses = []
         while self._steps < steps:
             loss = self._watched_step() if self._steps == largest else self._step()
             if not math.isfinite(loss):
                 return self._not_finite(f"training loss {loss} at step {self._steps}")
+            self._losses.append(loss)
         # an evaluation's logits fit into no block of a training step: without this both would stay reserved
         empty_cache(self._base.device)
-        scored = evaluate(self._base, self.adapted.model, self._data.validation, self._data.choices, self._memory.watch)
+        scored = self._evaluated(self._data.validation)
         empty_cache(self._base.device)
         self._train_s += time.perf_counter() - start_s
         if not math.isfinite(scored.loss):
             return self._not_finite(f"validation loss {scored.loss} after step {self._steps}")
         self.metrics = self._measured(scored)
+        if self._spec.sees_test and self._is_last:
+            self.metrics = dataclasses.replace(self.metrics, held_out=self._held_out())
         return self.metrics
+
+    def score(self) -> Metrics | Outcome:
+        """Score the adapter as it is, as after the last rung."""
+        self._steps = self._config.max_steps
+        return self.advance(self._steps)
+
+    @property
+    def _is_last(self) -> bool:
+        return self._steps == self._config.max_steps or self._spec.baseline is Baseline.ZERO_SHOT
+
+    def _evaluated(self, data: ScoringData) -> Evaluation:
+        return evaluate(self._base, self.adapted.model, data.batches, data.choices, self._memory.watch)
+
+    def _held_out(self) -> HeldOut | None:
+        """Scores on the test data; None where there is none."""
+        data = self._data.build_test()
+        if not data.batches:
+            return None
+        scored = self._evaluated(data)
+        score = scored.scores[self._metric]
+        return HeldOut(
+            accuracy=score.value,
+            standard_error=score.standard_error,
+            loss=scored.loss,
+            num_test=scored.num_examples,
+            resampled=tuple(round(value, 6) for value in scored.resampled(self._metric)),
+            others=self._others(scored),
+        )
+
+    def _others(self, scored: Evaluation) -> tuple[tuple[str, float], ...]:
+        return tuple((name.value, other.value) for name, other in scored.scores.items() if name != self._metric)
 
     def _measured(self, scored: Evaluation) -> Metrics:
         score = scored.scores[self._metric]
-        others = tuple((name.value, other.value) for name, other in scored.scores.items() if name != self._metric)
         return Metrics(
             steps=self._steps,
             tokens=self._tokens,
@@ -119,12 +171,14 @@ class TrialRun:
             accuracy=score.value,
             standard_error=score.standard_error,
             loss=scored.loss,
-            num_validation=self._data.num_validation,
+            num_validation=scored.num_examples,
             trainable_params=self.adapted.num_trainable(),
             peak_memory_bytes=self._memory.peak_bytes(),
             memory_kind=self._memory.kind,
             peak_reserved_bytes=self._memory.reserved_bytes(),
-            others=others,
+            others=self._others(scored),
+            train_loss=math.fsum(self._losses) / len(self._losses) if self._losses else None,
+            worst_train_loss=max(self._losses, default=None),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,7 +189,7 @@ class TrialRun:
             "trainable": {name: parameter.detach() for name, parameter in self.adapted.trainable().items()},
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
-            "metrics": {**dataclasses.asdict(metrics), "memory_kind": metrics.memory_kind.value},
+            "metrics": _plain(metrics),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Metrics:
@@ -145,9 +199,7 @@ class TrialRun:
                 parameter.copy_(state["trainable"][name])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
-        kept = state["metrics"]
-        others = tuple((name, value) for name, value in kept["others"])
-        self.metrics = Metrics(**{**kept, "memory_kind": MemoryKind(kept["memory_kind"]), "others": others})
+        self.metrics = _metrics_of(state["metrics"])
         self._steps, self._tokens, self._train_s = self.metrics.steps, self.metrics.tokens, self.metrics.train_s
         self._memory.at_least(self.metrics.peak_memory_bytes, self.metrics.peak_reserved_bytes)
         return self.metrics
@@ -162,7 +214,10 @@ class TrialRun:
         """Whether the base is no longer what was loaded."""
         return self._spec.baseline is Baseline.FULL
 
-    def _attach(self) -> Adapted:
+    def _attach(self, adapter: Path | None) -> Adapted:
+        if adapter is not None:
+            assert self._spec.lora is not None  # noqa: S101 -- saved adapters come from one
+            return attach_saved(self._base, self._spec.lora, adapter)
         if self._spec.baseline is Baseline.FULL:
             return attach_nothing(self._base, self._spec.seed)
         is_asked = self._spec.lora is not None and self._spec.lora.init_lora_weights is Init.EVA
@@ -265,6 +320,21 @@ def _stop_checkpointing(model: PreTrainedModel) -> None:
     hooks = model.get_input_embeddings()._forward_hooks  # noqa: SLF001 -- torch has no public way to find them
     for key in [key for key, hook in hooks.items() if "make_inputs_require_grads" in getattr(hook, "__name__", "")]:
         del hooks[key]
+
+
+def _plain(metrics: Metrics) -> dict[str, Any]:
+    """As plain values, for a checkpoint."""
+    return {**dataclasses.asdict(metrics), "memory_kind": metrics.memory_kind.value}
+
+
+def _metrics_of(kept: Mapping[str, Any]) -> Metrics:
+    held_out, span = kept["held_out"], kept["span"]
+    whole = {
+        "memory_kind": MemoryKind(kept["memory_kind"]),
+        "held_out": HeldOut(**held_out) if held_out else None,
+        "span": Span(**span) if span else None,
+    }
+    return Metrics(**{**kept, **whole})
 
 
 def _mixed(seed: int, index: int) -> int:

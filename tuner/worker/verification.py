@@ -34,4 +34,4 @@ def verify_adapter(config: SweepConfig, adapter: Path) -> Score:
     except SafetensorError as error:
         msg = f"{adapter.name} holds a broken safetensors file: {error}"
         raise ValueError(msg) from error
-    return evaluate(base, model, data.validation, data.choices).scores[config.metric]
+    return evaluate(base, model, data.validation.batches, data.validation.choices).scores[config.metric]
