@@ -56,21 +56,50 @@ def resume(folder: SweepDir, backend: BackendName = None) -> None:
 
 
 @app.command()
-def report(folder: SweepDir) -> None:
+def report(
+    folder: SweepDir,
+    watch: Annotated[  # noqa: FBT002 -- typer's way
+        bool, typer.Option("--watch", help="Write it again as the journal grows, until the sweep is over.")
+    ] = False,
+) -> None:
     """Write a sweep's report anew from its journal."""
-    from tuner import sweep  # noqa: PLC0415 -- keeps --help fast
+    from tuner import sweep, watching  # noqa: PLC0415 -- keeps --help fast
     from tuner.report import write_report  # noqa: PLC0415
 
+    if watch:
+        typer.echo(
+            f"report: {folder / 'report.html'}, written anew every {watching.EVERY_S:g} s; Ctrl-C ends it", err=True
+        )
+        with _interruptible():
+            _tell(watching.watch(folder))
+        return
     loaded = sweep.load(folder)
     write_report(folder, loaded.config, loaded.inspection, loaded.records)
     _tell(loaded)
 
 
 @app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="The sweeps' folders, two or more.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="A folder for compare.html and compare.json.")] = Path("reports/compare"),
+) -> None:
+    """Put several sweeps of the same task on one page."""
+    from tuner import sweep  # noqa: PLC0415 -- keeps --help fast
+    from tuner.report.compare import compare as compare_reports  # noqa: PLC0415
+    from tuner.report.compare_page import write_comparison  # noqa: PLC0415
+    from tuner.report.writing import report_data  # noqa: PLC0415
+
+    loaded = [sweep.load(folder) for folder in folders]
+    reports = [report_data(one.folder, one.config, one.inspection, one.records) for one in loaded]
+    page, _ = write_comparison(compare_reports(reports), out)
+    typer.echo(f"comparison: {page}")
+
+
+@app.command()
 def export(
     folder: SweepDir,
     to: Annotated[Path, typer.Option(help="A new folder for the adapter.", show_default=False)],
-    pick: Annotated[str, typer.Option(help="knee, most-accurate, trial:N or cheapest-within:0.01")] = "knee",
+    pick: Annotated[str, typer.Option(help="knee, most-accurate, trial:N, cheapest-within:0.01 or :1se")] = "knee",
 ) -> None:
     """Copy the best adapter out, with tokenizer, model card and provenance, after checking that it scores as reported."""
     from tuner.exporting import export as export_adapter  # noqa: PLC0415 -- keeps --help fast

@@ -6,6 +6,7 @@
     │   ├── FolderError            a sweep's folder exists already, is none, is in use, can't be written
     │   ├── ResourcesError         the cluster has not what a trial asks for
     │   ├── PickError              no such trial, or its adapter was not kept
+    │   ├── CompareError           sweeps of different tasks can't share a page
     │   ├── AdviceError            nothing can be recommended for what was asked
     │   └── PredictionError        the memory of what was asked for can't be predicted
     ├── TooManyFailuresError       trials failed one after another; holds the last traceback
@@ -74,6 +75,10 @@ class ResourcesError(UsageError):
 
 class PickError(UsageError):
     """The trial asked for does not exist, or its adapter was not kept."""
+
+
+class CompareError(UsageError):
+    """Sweeps can't be held against each other: they are of different tasks, or there is only one."""
 
 
 class AdviceError(UsageError):

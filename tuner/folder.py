@@ -3,7 +3,7 @@
 reports/quickstart/
     sweep.yaml          the sweep as resolved
     study.journal       every trial; optuna-dashboard opens it
-    trials.csv, front.csv, summary.json, report.html, front.png
+    report.html, report.md, summary.json, trials.csv, front.csv, front.png, front.svg
     adapters/           trial-0007/ in PEFT's format, for the trials on the front
     checkpoints/        trial-0009/ while a trial runs or is paused, or may still be audited
     logs/               one file per worker process
@@ -92,6 +92,14 @@ class SweepFolder:
             yield
         finally:
             lock.release()
+
+    def is_in_use(self) -> bool:
+        """Whether a driver works on the sweep now."""
+        try:
+            with self.locked():
+                return False
+        except FolderError:
+            return True
 
     def hand_over(self, from_number: int, to_number: int) -> None:
         """Give a trial's checkpoint to the one that goes on from it; nothing is done where there is none."""

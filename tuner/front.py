@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tuner.config import SweepConfig
 
 GIB = 2**30
-NEAR_SHARE, NEAR_PERPLEXITY = 0.01, 0.1
-"""How far from the best a cheaper trial may be to be recommended, in the metric's unit."""
+RECOMMENDED = ("knee", "most-accurate", "cheapest-within:1se")
+"""What is recommended of a front, as `Pick` takes it: the compromise, the best, the cheapest within the noise of the best."""
 ROUNDING = 1e-9
 """Two accuracies nearer than this are equal: 0.9 - 0.3 is a little more than 0.6 in binary."""
 
@@ -103,16 +103,6 @@ def has_begun(record: TrialRecord) -> bool:
     return record.state is not TrialState.INFEASIBLE or record.last is not None or ran_out
 
 
-def near(metric: Metric) -> float:
-    """How far from the best a trial may be to count as close to it, in the metric's unit."""
-    return NEAR_SHARE if metric.is_share else NEAR_PERPLEXITY
-
-
-def recommended_rules(metric: Metric) -> tuple[str, str, str]:
-    """What is recommended of a front, as `Pick` takes it: the knee, the best, the cheapest near the best."""
-    return ("knee", "most-accurate", f"cheapest-within:{near(metric)}")
-
-
 def worth_confirming(
     front: Sequence[TrialRecord], objectives: Sequence[Objective], num_trials: int
 ) -> tuple[TrialRecord, ...]:
@@ -123,10 +113,9 @@ def worth_confirming(
         objectives: The sweep's, the metric first.
         num_trials: Most to return.
     """
-    metric = objectives[0].metric
-    if not front or metric is None:
+    if not front:
         return ()
-    picked = [Pick(rule=rule).of(front, objectives) for rule in recommended_rules(metric)]
+    picked = [Pick(rule=rule).of(front, objectives) for rule in RECOMMENDED]
     best = sorted(front, key=lambda record: objectives[0].loss_of(record.last) if record.last else math.inf)
     by_number = {record.number: record for record in (*picked, *best)}
     return tuple(by_number.values())[:num_trials]
@@ -137,7 +126,11 @@ class Pick:
     """A rule that chooses one trial of a front."""
 
     rule: str
-    """As written: `knee`, `most-accurate`, `trial:7` or `cheapest-within:0.01`."""
+    """As written: `knee`, `most-accurate`, `trial:7`, `cheapest-within:0.01` or `cheapest-within:1se`.
+
+    `1se` is one standard error of the best trial's score. Source: the one-standard-error rule of Breiman, Friedman, Olshen,
+    Stone, Classification and Regression Trees (1984), section 3.4.3.
+    """
 
     def of(self, front: Sequence[TrialRecord], objectives: Sequence[Objective]) -> TrialRecord:
         """Choose.
@@ -147,7 +140,7 @@ class Pick:
             objectives: The sweep's.
 
         Raises:
-            PickError: The rule is none of the four, or names a trial that is not on the front, or the front is empty.
+            PickError: The rule is none of these, or names a trial that is not on the front, or the front is empty.
         """
         if not front:
             msg = "no trial has finished, so there is nothing to pick from"
@@ -164,10 +157,11 @@ class Pick:
                 return min(front, key=loss)
             case "trial" if argument.isdecimal():
                 return self._numbered(front, int(argument))
-            case "cheapest-within" if (margin := _margin(argument)) is not None:
+            case "cheapest-within" if (margin := _margin(argument, min(front, key=loss))) is not None:
                 best = min(map(loss, front))
                 return next(record for record in front if loss(record) <= best + margin + ROUNDING)
-        msg = f"pick must be knee, most-accurate, trial:N or cheapest-within:MARGIN (0 or more), got {self.rule!r}"
+        words = "knee, most-accurate, trial:N or cheapest-within:MARGIN (0 or more, or 1se)"
+        msg = f"pick must be {words}, got {self.rule!r}"
         raise PickError(msg)
 
     def _numbered(self, front: Sequence[TrialRecord], number: int) -> TrialRecord:
@@ -179,7 +173,11 @@ class Pick:
         raise PickError(msg)
 
 
-def _margin(text: str) -> float | None:
+def _margin(text: str, best: TrialRecord) -> float | None:
+    """How far from the best; `2se` is two of its standard errors."""
+    if text.endswith("se") and best.last is not None:
+        num = _margin(text.removesuffix("se"), best)
+        return None if num is None else num * best.last.standard_error
     try:
         margin = float(text)
     except ValueError:

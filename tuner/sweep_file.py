@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ValidationError
@@ -61,12 +62,22 @@ def find_line(path: Path, key: str) -> int | None:
 
 def write_sweep_file(config: SweepConfig, path: Path) -> None:
     """Write the sweep as resolved, defaults included; paths nearby become relative to the file."""
+    path.write_text(sweep_text(config, lambda name: _relative(name, path.parent)), encoding="utf-8")
+
+
+def sweep_text(config: SweepConfig, path_text: Callable[[str], str]) -> str:
+    """The sweep as resolved, defaults included, as YAML.
+
+    Args:
+        config: The sweep.
+        path_text: How an absolute path is to be written.
+    """
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    resolved = _with_paths(config, lambda name: _relative(name, path.parent))
-    with path.open("w", encoding="utf-8") as file:
-        yaml.dump(resolved.model_dump(mode="json"), file)
+    stream = io.StringIO()
+    yaml.dump(_with_paths(config, path_text).model_dump(mode="json"), stream)
+    return stream.getvalue()
 
 
 def _read(path: Path) -> CommentedMap:

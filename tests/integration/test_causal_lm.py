@@ -42,7 +42,7 @@ def run_trial(worker: Worker, spec: TrialSpec) -> list[Metrics | Outcome]:
     results: list[Metrics | Outcome] = []
     while not results or (isinstance(results[-1], Metrics) and results[-1].steps not in {0, 8}):
         result = worker.advance()
-        results.append(dataclasses.replace(result, train_s=0.0) if isinstance(result, Metrics) else result)
+        results.append(dataclasses.replace(result, train_s=0.0, span=None) if isinstance(result, Metrics) else result)
     return results
 
 

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.slow
 def curves(records: tuple[TrialRecord, ...]) -> dict[int, list[object]]:
     """Number -> reports without what a clock measured."""
     return {
-        record.number: [dataclasses.replace(metrics, train_s=0.0) for metrics in record.curve] for record in records
+        record.number: [dataclasses.replace(metrics, train_s=0.0, span=None) for metrics in record.curve]
+        for record in records
     }
 
 

@@ -58,7 +58,7 @@ def test_a_trial_whose_worker_is_lost_each_time_fails_and_the_sweep_goes_on(tmp_
 
     swept = run(tmp_path, "ray", {"pruning.method": "none", "resources.max_worker_restarts": 1}, DYING)
 
-    outcomes = [record.outcome for record in swept.records if record.outcome]
+    outcomes = [record.outcome for record in swept.trials if record.outcome]
     assert [outcome.reason for outcome in outcomes] == [None, FailReason.WORKER_LOST, None, None]
 
 
@@ -72,7 +72,9 @@ def test_what_kept_a_worker_from_starting_is_told(tmp_path: Path) -> None:
 def results(records: tuple[TrialRecord, ...]) -> list[TrialRecord]:
     """Records without what a clock measured."""
     return [
-        dataclasses.replace(record, curve=tuple(dataclasses.replace(metrics, train_s=0.0) for metrics in record.curve))
+        dataclasses.replace(
+            record, curve=tuple(dataclasses.replace(metrics, train_s=0.0, span=None) for metrics in record.curve)
+        )
         for record in records
     ]
 

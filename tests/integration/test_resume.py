@@ -49,7 +49,7 @@ def _listen_to_interrupts() -> None:
 def results(records: tuple[TrialRecord, ...]) -> list[TrialRecord]:
     """Records without what a clock measured."""
     return [
-        dataclasses.replace(record, curve=tuple(dataclasses.replace(m, train_s=0.0) for m in record.curve))
+        dataclasses.replace(record, curve=tuple(dataclasses.replace(m, train_s=0.0, span=None) for m in record.curve))
         for record in records
     ]
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.builders import make_lora, make_spec
 from tests.sweeps import small_config
-from tuner.lora import LoraSpec
+from tuner.lora import Bias, LoraSpec
 from tuner.trial import FailReason, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
 from tuner.worker import training
 from tuner.worker.host import BaseSpec, Worker, load
@@ -41,7 +41,7 @@ def run_trial(worker: Worker, spec: TrialSpec) -> list[Metrics | Outcome]:
         result = worker.advance()
         if isinstance(result, Outcome):
             return [*results, result]
-        results.append(dataclasses.replace(result, train_s=0.0))
+        results.append(dataclasses.replace(result, train_s=0.0, span=None))
         if result.steps == 8:
             return results
 
@@ -113,6 +113,40 @@ def test_a_finished_trial_leaves_a_peft_adapter_and_its_state(tmp_path: Path) ->
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {
         path.name for path in (checkpoint / "rung-000008" / "adapter").iterdir()
     }
+
+
+@pytest.mark.parametrize("bias", [Bias.NONE, Bias.ALL])
+def test_a_kept_adapter_scores_what_its_trial_reported_and_leaves_the_base_alone(
+    tmp_path: Path, alone: list[Metrics | Outcome], bias: Bias
+) -> None:
+    worker = Worker(small_config(tmp_path), tmp_path)
+    spec = dataclasses.replace(SPEC, lora=make_lora(r=4, bias=bias, rank_pattern=(("query", 2),)), number=1)
+    reported = run_trial(worker, spec)[-1]
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "checkpoints" / "trial-0001" / "rung-000008" / "adapter").rename(tmp_path / "adapters" / "trial-0001")
+
+    (scored,) = run_trial(worker, dataclasses.replace(spec, number=-1, scores=1))
+
+    assert isinstance(reported, Metrics)
+    assert isinstance(scored, Metrics)
+    assert (scored.accuracy, scored.loss, scored.trainable_params) == (
+        reported.accuracy,
+        pytest.approx(reported.loss, rel=1e-6),
+        reported.trainable_params,
+    )
+    assert scored.held_out is not None
+    assert (scored.held_out.num_test, len(scored.held_out.resampled)) == (10, 1000)
+    assert reported.held_out is None
+    assert run_trial(worker, SPEC) == alone
+
+
+def test_an_adapter_that_is_gone_is_an_outcome(tmp_path: Path) -> None:
+    worker = Worker(small_config(tmp_path), tmp_path)
+
+    (outcome,) = run_trial(worker, dataclasses.replace(SPEC, number=-1, scores=5))
+
+    assert isinstance(outcome, Outcome)
+    assert "trial-0005" in outcome.detail
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ LAYERS = (
     ("tuner.study",),
     ("tuner.backends", "tuner.report"),
     ("tuner.planning", "tuner.sweep"),
-    ("tuner.exporting",),
+    ("tuner.exporting", "tuner.watching"),
     ("tuner", "tuner.cli"),
     ("tuner.__main__",),
 )
@@ -67,8 +67,8 @@ HOMES = {
     "gguf": (),
     "matplotlib": ("tuner.planning.picture", "tuner.report.picture"),
     "moocore": ("tuner.pareto",),
-    "optuna": ("tuner.journal", "tuner.sampler"),
-    "pandas": (WORKER,),
+    "optuna": ("tuner.journal", "tuner.report.findings.importance", "tuner.sampler"),
+    "pandas": ("tuner.report.tables", WORKER),
     "peft": (WORKER, PREDICTOR),
     "plotly": ("tuner.report.page",),
     "pydantic": (
@@ -76,6 +76,7 @@ HOMES = {
         "tuner.dimensions",
         "tuner.journal",
         "tuner.predictor",
+        "tuner.report.summary",
         "tuner.sweep_file",
         "tuner.vram.__main__",
     ),

@@ -20,17 +20,17 @@ from tests.builders import MIB, make_config, make_inspection, make_metrics, make
 from tuner import metric_text
 from tuner.exporting import is_as_reported
 from tuner.report import write_report
-from tuner.report.axes import clipped, log_ticks, stretched
 from tuner.report.data import ReportData, Standing, build_report_data
 from tuner.report.figures import BACK_TO_FRONT, curve_figures, front_figures, hover, param_figures
-from tuner.report.labels import Font, place_labels
+from tuner.report.figures.axes import clipped, log_ticks, stretched
+from tuner.report.figures.labels import Font, place_labels
+from tuner.report.figures.views import STYLES, build_views, legend_of
 from tuner.report.listing import trials_table
 from tuner.report.page import build_cards, export_command, report_html
 from tuner.report.picture import front_png
 from tuner.report.settings import settings
 from tuner.report.stopping import audit_text, savings, stop_counts
 from tuner.report.tables import front_csv, summary_json, trials_csv
-from tuner.report.views import STYLES, build_views, legend_of
 from tuner.report.words import dimension_of, duration, headline, short_count
 from tuner.trial import Baseline, FailReason, MemoryKind, Metric, Outcome, StopReason, TrialRecord, TrialState
 

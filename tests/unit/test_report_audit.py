@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.builders import MIB, make_metrics, make_record, make_spec
 from tuner.front import Objective
-from tuner.report.audit import Audit, build_audit, mean_interval, share_interval
+from tuner.report.findings.audit import Audit, build_audit, mean_interval, share_interval
 from tuner.trial import Baseline, TrialRecord, TrialState
 
 OBJECTIVES = (Objective.ACCURACY, Objective.TRAINABLE_PARAMS)

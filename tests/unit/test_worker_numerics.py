@@ -7,6 +7,7 @@ from typing import Any
 
 import bitsandbytes.functional as bnb
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
@@ -21,9 +22,11 @@ from tuner.worker.adapters import Adapted, attach
 from tuner.worker.batches import Batch, collate, collate_packed, evaluation_batches
 from tuner.worker.evaluation import (
     Choices,
+    Evaluation,
     Examined,
     chosen_right,
     class_scores,
+    completed,
     completion_scores,
     evaluate,
     forward,
@@ -203,7 +206,7 @@ def tiny_run(num_accumulated: int = 1, batch_size: int = 4, **training: object) 
     )
     base, train = tiny_base(), tokens_of([(3 + index % 5, 1 + index % 3) for index in range(24)])
     validation = evaluation_batches(tokens_of([(4, 2)] * 4, seed=1), batch_size=4, pad_id=0, device=CPU)
-    scoring = ScoringData(batches=validation)
+    scoring = ScoringData(batches=validation, order=np.arange(4))
     data = TrainingData(train=train, validation=scoring, build_test=lambda: scoring, capacity=None)
     lora = make_lora(r=4, lora_alpha=8.0, target_modules=("all-linear",), lora_dropout=0.1)
     return TrialRun(base, data, make_spec(0, lora=lora, learning_rate=5e-3), config)
@@ -289,6 +292,36 @@ def test_completion_metrics_are_ratios_over_tokens_with_errors_over_examples() -
     assert scores[Metric.PERPLEXITY].value == pytest.approx(math.exp(5 / 4))
     # residuals of the token accuracy: 1 - 0.5 and 1 - 1.5
     assert scores[Metric.TOKEN_ACCURACY].standard_error == pytest.approx(math.sqrt(0.25 + 0.25) / 4)
+
+
+def test_resamples_are_the_same_draws_for_every_trial_so_that_differences_are_paired() -> None:
+    draw = np.random.default_rng(1)
+    right = draw.integers(2, size=400).astype(np.float64)
+    better = right.copy()
+    better[np.flatnonzero(right == 0)[:20]] = 1.0  # right wherever the other is, and on twenty more
+    one, other = (_of_hits(hits).resampled(Metric.EXACT_MATCH, np.arange(len(hits))) for hits in (right, better))
+
+    assert len(one) == 1000
+    assert all(b >= a for a, b in zip(one, other, strict=True))
+    assert np.std(one) == pytest.approx(math.sqrt(right.mean() * (1 - right.mean()) / 400), rel=0.1)
+
+
+def test_resamples_do_not_depend_on_the_order_in_which_examples_were_scored() -> None:
+    hits = np.random.default_rng(2).integers(2, size=50).astype(np.float64)
+    order = np.random.default_rng(3).permutation(50)
+
+    shuffled = _of_hits(hits[order]).resampled(Metric.EXACT_MATCH, order)
+
+    assert shuffled == _of_hits(hits).resampled(Metric.EXACT_MATCH, np.arange(50))
+
+
+def test_a_single_example_can_be_resampled() -> None:
+    assert set(_of_hits(np.ones(1)).resampled(Metric.EXACT_MATCH, np.arange(1))) == {1.0}
+
+
+def _of_hits(hits: npt.NDArray[np.float64]) -> Evaluation:
+    examined = Examined(nll=np.ones(len(hits)), num_tokens=np.ones(len(hits)), num_right=hits)
+    return completed(examined, None)
 
 
 def test_the_likeliest_choice_is_found_whatever_the_order_of_the_batches() -> None:

@@ -8,10 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuner import metric_text
-from tuner.front import Objective, Pick, front, has_begun, objectives_of
-from tuner.report.audit import Audit, build_audit
+from tuner.front import RECOMMENDED, Objective, Pick, front, has_begun, objectives_of
+from tuner.report.findings.audit import Audit, build_audit
+from tuner.report.findings.diagnoses import Diagnosis, Seen
+from tuner.report.findings.doctor import diagnose
+from tuner.report.findings.held_out import Confirmation, Flattery, confirmations_of, flattery_of, held_out_of
+from tuner.report.findings.importance import Importances, importances
+from tuner.report.findings.progress import Growth, Timeline, growth_of, timeline_of
+from tuner.report.findings.ranks import RankEffect, mean_ranks, rank_effect
 from tuner.trial import (
     Baseline,
+    HeldOut,
     Inspection,
     MemoryKind,
     Metric,
@@ -23,12 +30,9 @@ from tuner.trial import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tuner.config import SweepConfig
-
-NEAR_SHARE, NEAR_PERPLEXITY = 0.01, 0.1
-"""How far from the best a cheaper trial may be, in the metric's unit."""
 
 
 class Standing(enum.StrEnum):
@@ -43,6 +47,7 @@ class Standing(enum.StrEnum):
     PAUSED = "paused"
     BASELINE = "baseline"
     AUDIT = "audit"
+    CONFIRMED = "trained again from another seed"
 
 
 STANDINGS = {
@@ -62,7 +67,7 @@ class Row:
     record: TrialRecord
     """All that the study knows of it."""
     standing: Standing
-    """FRONT where it is on the front, BASELINE for every baseline and AUDIT for every audit, else after its state."""
+    """FRONT where it is on the front; BASELINE, AUDIT or CONFIRMED for what stands beside the search; else after its state."""
 
     @property
     def number(self) -> int:
@@ -86,9 +91,11 @@ class Row:
 
     @property
     def mark(self) -> str:
-        """The shortest name, for plots and tables: `7`, `B1` for a baseline, or `A7` for the audit of trial 7."""
+        """The shortest name, for plots and tables: `7`, `B1` for a baseline, `A7` for the audit of trial 7, `7s2` for seed 2."""
         if self.audits is not None:
             return f"A{self.audits}"
+        if (again := self.record.spec.confirms) is not None:
+            return f"{again}s{self.record.spec.seed}"
         return f"B{-self.number}" if self.baseline else str(self.number)
 
     @property
@@ -173,7 +180,7 @@ class ReportData:
     version: str
     """tuner's."""
     rows: tuple[Row, ...]
-    """Every trial by number, then the baselines, then the audits."""
+    """Every trial by number, then what was trained beside the search: baselines, audits, other seeds."""
     front: tuple[Row, ...]
     """Those on the front, cheapest first."""
     picks: tuple[PickedRow, ...]
@@ -192,6 +199,24 @@ class ReportData:
     """What the baselines cost beside it."""
     audit: Audit | None
     """What stopping early has lost; None where no audit has ended."""
+    tests: Mapping[int, HeldOut]
+    """Trial or baseline number -> its scores on the test data, of the front and the baselines."""
+    confirmations: tuple[Confirmation, ...]
+    """Trials of the front that were trained anew from other seeds."""
+    flattery: Flattery | None
+    """How much selection flattered; None where nothing was scored on test data."""
+    importances: Importances | None
+    """How much each choice mattered; None with too few trials."""
+    mean_ranks: Mapping[int, float]
+    """Trial number -> mean rank of the layers that it adapts."""
+    rank_effect: RankEffect | None
+    """Accuracy against rank; None with fewer than two ranks."""
+    growth: Growth | None
+    """How the front grew; None before any trial has finished."""
+    timeline: Timeline | None
+    """What the workers did; None where the journal holds no times."""
+    diagnoses: tuple[Diagnosis, ...]
+    """What may be wrong."""
 
     @property
     def metric(self) -> Metric:
@@ -217,6 +242,11 @@ class ReportData:
     def audits(self) -> tuple[Row, ...]:
         """The audits, in the order in which they ran."""
         return tuple(row for row in self.rows if row.audits is not None)
+
+    @property
+    def confirmed(self) -> tuple[Row, ...]:
+        """Trials trained again from other seeds, in the order in which they ran."""
+        return self.rows_of(Standing.CONFIRMED)
 
     @property
     def stopped(self) -> tuple[Row, ...]:
@@ -257,8 +287,10 @@ def build_report_data(
     objectives = objectives_of(config)
     best = front(records, objectives)
     on_front = {record.number for record in best}
-    rows = tuple(_row(record, on_front) for record in sorted(records, key=lambda record: record.place))
+    trained = [record for record in records if record.spec.scores is None]
+    rows = tuple(_row(record, on_front) for record in sorted(trained, key=lambda record: record.place))
     by_number = {row.number: row for row in rows}
+    found = _findings(config, inspection, records, best)
     return ReportData(
         config=config,
         inspection=inspection,
@@ -270,31 +302,53 @@ def build_report_data(
         objectives=objectives,
         others=tuple(dict.fromkeys(Metric(name) for row in rows if row.last for name, _ in row.last.others)),
         memory_kind=_memory_kind(records),
-        peak_memory_bytes=max((record.last.peak_memory_bytes for record in records if record.last), default=0),
+        peak_memory_bytes=max((record.last.peak_memory_bytes for record in trained if record.last), default=0),
         budget=_budget([record for record in records if record.spec.is_searched], config.training.max_steps),
         baseline_budget=_budget([record for record in records if record.spec.baseline], config.training.max_steps),
         audit=build_audit(records, objectives),
+        tests=found.tests,
+        confirmations=found.confirmations,
+        flattery=found.flattery,
+        importances=importances(records, config),
+        mean_ranks=mean_ranks((row.record for row in rows), inspection.model.layers),
+        rank_effect=rank_effect(config.metric, found.finished, inspection.model.layers, found.tests),
+        growth=growth_of(records, objectives),
+        timeline=timeline_of(records),
+        diagnoses=diagnose(found),
     )
 
 
-def near(metric: Metric) -> float:
-    """How far from the best a trial may be to count as close to it, in the metric's unit."""
-    return NEAR_SHARE if metric.is_share else NEAR_PERPLEXITY
+def pick_words(metric: Metric) -> dict[str, str]:
+    """Rule -> words for it, of the trials that a report recommends."""
+    best = metric_text.best(metric)
+    knee, accurate, near = RECOMMENDED
+    return {
+        knee: "Recommended: the knee of the front",
+        accurate: best[0].upper() + best[1:],
+        near: "Cheapest within the noise of the best",
+    }
 
 
-def pick_rules(metric: Metric) -> tuple[tuple[str, str], ...]:
-    """(rule, words for it) of the trials that a report recommends: the knee, the best, the cheapest near the best."""
-    best, margin = metric_text.best(metric), near(metric)
-    return (
-        ("knee", "Knee of the front"),
-        ("most-accurate", best[0].upper() + best[1:]),
-        (f"cheapest-within:{margin}", f"Cheapest within {metric_text.margin(metric, margin)} of the best"),
+def _findings(
+    config: SweepConfig, inspection: Inspection, records: Sequence[TrialRecord], best: Sequence[TrialRecord]
+) -> Seen:
+    tests = held_out_of(records)
+    return Seen(
+        config=config,
+        inspection=inspection,
+        trials=tuple(record for record in records if record.spec.is_searched),
+        front=tuple(best),
+        tests=tests,
+        confirmations=confirmations_of(records),
+        flattery=flattery_of(config.metric, best, tests),
     )
 
 
 def _row(record: TrialRecord, on_front: set[int]) -> Row:
+    if record.spec.baseline:
+        return Row(record=record, standing=Standing.BASELINE)
     if not record.spec.is_searched:
-        return Row(record=record, standing=Standing.BASELINE if record.spec.baseline else Standing.AUDIT)
+        return Row(record=record, standing=Standing.CONFIRMED if record.spec.audits is None else Standing.AUDIT)
     standing = Standing.FRONT if record.number in on_front else STANDINGS[record.state]
     return Row(record=record, standing=standing)
 
@@ -304,7 +358,7 @@ def _picks(
 ) -> tuple[PickedRow, ...]:
     if not best:
         return ()
-    chosen = ((rule, words, Pick(rule=rule).of(best, objectives)) for rule, words in pick_rules(metric))
+    chosen = ((rule, words, Pick(rule=rule).of(best, objectives)) for rule, words in pick_words(metric).items())
     return tuple(PickedRow(rule=rule, words=words, row=by_number[record.number]) for rule, words, record in chosen)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tuner import metric_text
 from tuner.report import words
 from tuner.report.data import ReportData, Row
+from tuner.report.findings.intervals import held_out_estimate
 from tuner.space import searched_params
 from tuner.trial import Metric, ParamValue, param_text
 
@@ -37,6 +38,22 @@ class Table:
 EMPTY = Cell(text="", key=None)
 
 
+def front_table(data: ReportData) -> Table:
+    """The front, cheapest first, with the scores on the test data, what was measured and what was sampled."""
+    names = searched_params(data.config.search.space)
+    tests = _test_names(data)
+    head = (
+        ("Trial", "number"),
+        ("State", ""),
+        *((name, "number") for name in (*tests, *_measured_names(data))),
+        *((name, "") for name in names),
+    )
+    rows = (
+        (row, (*_test_cells(data, row), *_measured_cells(data, row), *_param_cells(row, names))) for row in data.front
+    )
+    return Table(head=head, rows=tuple(rows))
+
+
 def trials_table(data: ReportData) -> Table:
     """Every trial, then baselines and audits, with what was measured, what was sampled, and why one ended early if any did."""
     names = searched_params(data.config.search.space)
@@ -53,10 +70,27 @@ def trials_table(data: ReportData) -> Table:
 
 def baselines_table(data: ReportData) -> Table:
     """The baselines: kind, what was measured, learning rate."""
-    numbers = ((name, "number") for name in (*_measured_names(data), "Learning rate"))
+    numbers = ((name, "number") for name in (*_test_names(data), *_measured_names(data), "Learning rate"))
     head = (("Baseline", "number"), ("State", ""), ("Kind", ""), *numbers)
-    rows = ((row, (_kind_cell(row), *_measured_cells(data, row), _rate_cell(row))) for row in data.baselines)
+    rows = (
+        (row, (_kind_cell(row), *_test_cells(data, row), *_measured_cells(data, row), _rate_cell(row)))
+        for row in data.baselines
+    )
     return Table(head=head, rows=tuple(rows))
+
+
+def _test_names(data: ReportData) -> tuple[str, ...]:
+    return (f"Test {metric_text.column(data.metric).lower()}",) if data.tests else ()
+
+
+def _test_cells(data: ReportData, row: Row) -> tuple[Cell, ...]:
+    if not data.tests:
+        return ()
+    if (found := data.tests.get(row.number)) is None:
+        return (EMPTY,)
+    low_high = held_out_estimate(data.metric, found)
+    span = f"{metric_text.number(data.metric, low_high.low)} to {metric_text.number(data.metric, low_high.high)}"
+    return (Cell(text=f"{metric_text.number(data.metric, found.accuracy)} ({span})", key=found.accuracy),)
 
 
 def _measured_names(data: ReportData) -> tuple[str, ...]:

@@ -1,18 +1,19 @@
-"""ReportData -> front.png: the front in two panels, drawn by matplotlib without a display. Runs on the driver."""
+"""ReportData -> front.png, front.svg: the front in two panels, drawn by matplotlib without a display. Runs on the driver."""
 
 from __future__ import annotations
 
 import io
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tuner import metric_text
 from tuner.report.data import ReportData, Standing
-from tuner.report.labels import Font, Pixel, place_labels
-from tuner.report.views import LEGEND, SEARCHED, STYLES, Point, View, build_views, legend_of, tick_texts
+from tuner.report.figures.labels import Font, Pixel, place_labels
+from tuner.report.figures.views import LEGEND, SEARCHED, STYLES, Point, View, build_views, legend_of, tick_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +28,8 @@ LINE_LENGTH = 85
 FONT = Font(digit=10, height=13, gaps=(8, 16, 30, 50))
 
 
-def front_png(data: ReportData) -> bytes:
-    """Draw the front; the bytes of a PNG of 1600 x 700 pixels. The same data gives the same bytes."""
+def front_picture(data: ReportData, kind: Literal["png", "svg"]) -> bytes:
+    """Draw the front; the bytes of a picture of 1600 x 700 pixels. The same data gives the same bytes."""
     figure = Figure(figsize=(WIDTH_PX / DPI, HEIGHT_PX / DPI), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 2)
     views = build_views(data)
@@ -47,7 +48,8 @@ def front_png(data: ReportData) -> bytes:
     for axes, view in zip(panels, views, strict=True):
         _label(axes, view)
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", metadata={"Software": None})
+    with rc_context({"svg.hashsalt": "tuner"}):  # names in an SVG are drawn by chance otherwise
+        figure.savefig(picture, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
     return picture.getvalue()
 
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from tuner import metric_text
 from tuner.report import words
-from tuner.report.audit import CONFIDENCE
 from tuner.report.data import ReportData, Row, Standing
+from tuner.report.findings.intervals import CONFIDENCE
 from tuner.report.listing import EMPTY, Cell, Table
 from tuner.trial import StopReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tuner.report.audit import Audit, Audited, Interval
+    from tuner.report.findings.audit import Audit, Audited, Interval
     from tuner.trial import Metrics
 
 STOPPED = {Standing.STOPPED, Standing.INFEASIBLE}

@@ -1,23 +1,17 @@
-"""ReportData -> trials.csv, front.csv, summary.json, as text. Pure; runs on the driver."""
+"""ReportData -> trials.csv and front.csv, as text. Pure; runs on the driver."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from tuner.front import GIB
 from tuner.report import foretold
 from tuner.space import searched_params
-from tuner.trial import ParamValue, StopReason
+from tuner.trial import ParamValue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tuner.report.audit import Audit
     from tuner.report.data import ReportData, Row
 
 COSTS = ("trainable_params", "peak_memory_gib", "memory_kind", "train_s")
@@ -44,59 +38,11 @@ def front_csv(data: ReportData) -> str:
     return _csv(_columns(data), (_cells(data, row) for row in data.front))
 
 
-def summary_json(data: ReportData) -> str:
-    """The sweep in numbers, for programs."""
-    summary = {
-        "name": data.config.name,
-        "tuner_version": data.version,
-        "metric": data.metric,
-        "objectives": list(data.objectives),
-        "states": data.num_by_state,
-        "front": [row.number for row in data.front],
-        "picks": {pick.rule: pick.row.number for pick in data.picks},
-        "baselines": [_baseline(data, row) for row in data.baselines],
-        "stops": _stops(data),
-        "audit": _audit(data.audit) if data.audit else None,
-        "steps": {"spent": data.budget.steps, "without_pruning": data.budget.steps_without_pruning},
-        "memory_kind": data.memory_kind,
-        "prediction_errors": foretold.measured_errors(data.trials),
-        "num_validation": data.inspection.num_validation,
-        "majority_share": data.inspection.majority_share,
-    }
-    return json.dumps(summary, indent=2, allow_nan=False) + "\n"
-
-
-def _stops(data: ReportData) -> dict[str, int]:
-    """Trials of the search by why they were stopped, zeros included; those whose reason was not kept are in none."""
-    counts = Counter(row.stop for row in data.trials)
-    return {reason.value: counts[reason] for reason in StopReason}
-
-
-def _audit(audit: Audit) -> dict[str, object]:
-    """An interval is null for a census, as `Audit` says."""
-    return {
-        "num_stopped": audit.num_stopped,
-        "num_audited": audit.num_audited,
-        "num_failed": audit.num_failed,
-        "is_census": audit.is_census,
-        "steps": audit.num_steps,
-        "on_front": [trial.stopped.number for trial in audit.trials if trial.is_on_front],
-        "share_on_front": audit.share,
-        "share_on_front_interval": audit.share_interval,
-        "num_lost": audit.num_lost,
-        "num_lost_interval": audit.num_lost_interval,
-        "hypervolume_loss": audit.hypervolume_loss,
-        "mean_hypervolume_loss": audit.mean_loss,
-        "mean_hypervolume_loss_interval": audit.mean_loss_interval,
-    }
-
-
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
+    import pandas as pd
+
+    # as objects, so that a whole number beside an empty cell stays one
+    return pd.DataFrame([*rows], columns=[*header], dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def _columns(data: ReportData) -> tuple[str, ...]:
@@ -129,12 +75,3 @@ def _measured(data: ReportData, row: Row) -> tuple[Cell, ...]:
         last.memory_kind.value,
         round(last.train_s, 3),
     )
-
-
-def _baseline(data: ReportData, row: Row) -> dict[str, Cell]:
-    """A baseline with its results by column; None where it has none, or a number that JSON can't hold."""
-    names = ("steps", data.metric.value, "standard_error", *data.others, "loss", *COSTS)
-    measured = zip(names, _measured(data, row), strict=True)
-    values = {name: None if isinstance(cell, float) and not math.isfinite(cell) else cell for name, cell in measured}
-    head = {"number": row.number, "kind": row.baseline, "state": row.record.state.value}
-    return head | values | {"learning_rate": row.learning_rate}

@@ -9,7 +9,7 @@ from tuner import metric_text
 from tuner.config import SpaceConfig
 from tuner.dimensions import Choices, Range, TargetChoices
 from tuner.front import GIB, Objective
-from tuner.report.data import ReportData, near
+from tuner.report.data import ReportData
 from tuner.space import dimensions
 from tuner.trial import Baseline, MemoryKind, Metrics, TrialState, param_text
 
@@ -31,6 +31,15 @@ QUANTIZATIONS = {
     "none": "not quantized (LoRA)",
 }
 """How the frozen layers are stored."""
+
+STATES = {
+    TrialState.RUNNING: "still running",
+    TrialState.PAUSED: "paused",
+    TrialState.PRUNED: "stopped early",
+    TrialState.INFEASIBLE: "too large",
+    TrialState.FAIL: "failed",
+}
+"""States of trials that have not finished, inside a sentence."""
 
 MEMORY_KINDS = {
     MemoryKind.CUDA_ALLOCATED: (
@@ -114,6 +123,17 @@ def short_count(number: float) -> str:
     return f"{number:.4g}"
 
 
+def scale_text(scale: float | None) -> str:
+    """What a line of trials of about the same scale is called."""
+    return "all scales together" if scale is None else f"scale {param_text(scale)}"
+
+
+def size_text(num_bytes: int) -> str:
+    """In MB or GB, as file managers and download pages count."""
+    mega = num_bytes / 1e6
+    return f"{mega / 1e3:,.1f} GB" if mega >= 1e3 else f"{mega:,.1f} MB" if mega >= 0.1 else f"{mega * 1e3:,.0f} kB"  # noqa: PLR2004
+
+
 def duration(seconds: float) -> str:
     """In seconds, minutes or hours."""
     minute, hour = 60, 3600
@@ -147,49 +167,8 @@ def dimension_text(space: SpaceConfig, name: str) -> str:
             return "; ".join(f"{key}: {', '.join(modules)}" for key, modules in sets.items())
 
 
-def headline(data: ReportData) -> str:
-    """The result in one to three sentences."""
-    if not data.front:
-        return _without_front(data)
-    if len(data.front) == 1:
-        return (
-            f"Trial {data.front[0].number} is the whole front: no other finished trial is better in anything weighed."
-        )
-    return " ".join(_sentences(data))
-
-
-def _without_front(data: ReportData) -> str:
-    counts = data.num_by_state
-    words = {
-        TrialState.RUNNING: "still running",
-        TrialState.PAUSED: "paused",
-        TrialState.PRUNED: "stopped early",
-        TrialState.INFEASIBLE: "too large",
-        TrialState.FAIL: "failed",
-    }
-    rest = ", ".join(f"{counts[state]} {text}" for state, text in words.items() if counts[state])
-    return f"No trial has finished yet ({rest})." if rest else "No trial has finished yet."
-
-
-def _sentences(data: ReportData) -> Iterator[str]:
-    metric = data.metric
-    _, best, cheap = (pick.row for pick in data.picks)
-    if best.last is None or cheap.last is None:
-        return
-    lower = "" if metric.is_maximized else " (lower is better)"
-    yield f"Trial {best.number} has the {metric_text.best(metric)}: {result(data, best.last)}{lower}."
-    if cheap.number == best.number:
-        yield f"No cheaper trial on the front comes within {metric_text.margin(metric, near(metric))} of it."
-        return
-    savings = " and ".join(_savings(best.last, cheap.last, data.objectives))
-    reached = metric_text.text(metric, cheap.last.accuracy)
-    yield f"Trial {cheap.number} reaches {reached} with {savings or 'the same cost'}."
-    if (gap := abs(best.last.accuracy - cheap.last.accuracy)) < 2 * best.last.standard_error:
-        examples = f"{best.last.num_validation:,} validation examples"
-        yield f"The two are {metric_text.gap(metric, gap)} apart, which is within the noise of {examples}."
-
-
-def _savings(best: Metrics, cheap: Metrics, objectives: tuple[Objective, ...]) -> Iterator[str]:
+def savings(best: Metrics, cheap: Metrics, objectives: tuple[Objective, ...]) -> Iterator[str]:
+    """What a trial costs less than another, objective by objective."""
     for objective in objectives:
         if objective.metric is None:
             yield _saving(objective.of(best), objective.of(cheap), COSTS[objective])

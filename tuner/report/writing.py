@@ -6,10 +6,12 @@ import importlib.metadata
 import os
 from typing import TYPE_CHECKING
 
-from tuner.report.data import build_report_data
+from tuner.report.data import ReportData, build_report_data
+from tuner.report.markdown import report_md
 from tuner.report.page import report_html
-from tuner.report.picture import front_png
-from tuner.report.tables import front_csv, summary_json, trials_csv
+from tuner.report.picture import front_picture
+from tuner.report.summary import summary_json
+from tuner.report.tables import front_csv, trials_csv
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,10 +21,23 @@ if TYPE_CHECKING:
     from tuner.trial import Inspection, TrialRecord
 
 
-def write_report(
+def report_data(
     folder: Path, config: SweepConfig, inspection: Inspection, records: Sequence[TrialRecord]
+) -> ReportData:
+    """All that a report shows, as values; see `write_report`."""
+    version = importlib.metadata.version("tuner")
+    return build_report_data(config, inspection, records, folder=str(folder), version=version)
+
+
+def write_report(
+    folder: Path,
+    config: SweepConfig,
+    inspection: Inspection,
+    records: Sequence[TrialRecord],
+    *,
+    refresh_s: int | None = None,
 ) -> tuple[Path, ...]:
-    """Write trials.csv, front.csv, summary.json, report.html and front.png.
+    """Write trials.csv, front.csv, summary.json, report.html, report.md, front.png and front.svg.
 
     The same arguments give the same bytes: no clock and nothing of this machine is in them.
 
@@ -31,6 +46,7 @@ def write_report(
         config: The sweep.
         inspection: What a worker found in the data.
         records: Every trial of the study, in any order; none need have finished.
+        refresh_s: Seconds after which a browser loads the page anew, while a sweep runs; never by default.
 
     Returns:
         The files written.
@@ -39,19 +55,20 @@ def write_report(
         ValueError: Trials had their memory measured in different ways, so that they can't be compared.
         OSError: A file can't be written; files of an earlier report are then still whole.
     """
-    version = importlib.metadata.version("tuner")
-    data = build_report_data(config, inspection, records, folder=str(folder), version=version)
+    data = report_data(folder, config, inspection, records)
     contents = {
         "trials.csv": trials_csv(data).encode(),
         "front.csv": front_csv(data).encode(),
         "summary.json": summary_json(data).encode(),
-        "report.html": report_html(data).encode(),
-        "front.png": front_png(data),
+        "report.html": report_html(data, refresh_s=refresh_s).encode(),
+        "report.md": report_md(data).encode(),
+        "front.png": front_picture(data, "png"),
+        "front.svg": front_picture(data, "svg"),
     }
-    return tuple(_replace(folder / name, content) for name, content in contents.items())
+    return tuple(replace_file(folder / name, content) for name, content in contents.items())
 
 
-def _replace(path: Path, content: bytes) -> Path:
+def replace_file(path: Path, content: bytes) -> Path:
     """Write beside the file and put it in its place in one step, so that a kill leaves no half file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

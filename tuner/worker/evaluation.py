@@ -57,14 +57,20 @@ class Evaluation:
     num_examples: int
     """Examples behind it."""
 
-    def resampled(self, metric: Metric) -> tuple[float, ...]:
-        """A metric over resamples of the examples; the draws depend on their number alone, so that trials are paired."""
-        places = np.arange(self.num_examples)
+    def resampled(self, metric: Metric, order: npt.NDArray[np.int64]) -> tuple[float, ...]:
+        """A metric over resamples of the examples; the draws depend on their number alone, so that trials are paired.
+
+        Args:
+            metric: One that was measured.
+            order: Which example of the data each row was, in the order of the batches.
+        """
+        # choices are told by the examples' own order already, for each has several rows
+        rows = np.arange(len(order)) if metric is Metric.CHOICE_ACCURACY else np.argsort(order)
         statistic = self.statistics[metric]
-        if len(places) == 1:  # which scipy refuses
-            return (statistic(places),) * NUM_TEST_RESAMPLES
+        if len(rows) == 1:  # which scipy refuses
+            return (statistic(rows),) * NUM_TEST_RESAMPLES
         found = stats.bootstrap(
-            (places,),
+            (rows,),
             lambda chosen: statistic(chosen.astype(np.int64)),
             n_resamples=NUM_TEST_RESAMPLES,
             batch=10,
@@ -159,7 +165,7 @@ def evaluate(
         is_chosen = None
         if choices is not None:
             is_chosen = chosen_right(_examined(base, model, choices.batches, contextlib.nullcontext), choices)
-        result = _completed(examined, is_chosen)
+        result = completed(examined, is_chosen)
     model.train(was_training)
     return result
 
@@ -183,7 +189,13 @@ def completion_scores(examined: Examined) -> dict[Metric, Score]:
     }
 
 
-def _completed(examined: Examined, is_chosen: npt.NDArray[np.bool_] | None) -> Evaluation:
+def completed(examined: Examined, is_chosen: npt.NDArray[np.bool_] | None) -> Evaluation:
+    """What is known of a causal language model, from what is known of each example.
+
+    Args:
+        examined: The examples.
+        is_chosen: Whether each example's right completion is the likeliest of its choices; None where that is not asked.
+    """
     scores, statistics = completion_scores(examined), _completion_statistics(examined)
     if is_chosen is not None:
         scores[Metric.CHOICE_ACCURACY] = share(is_chosen)

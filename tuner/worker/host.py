@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from tuner.trial import Baseline, FailReason, Metrics, Outcome, Span, TrialSpec, TrialState, folder_name
@@ -24,7 +25,7 @@ from tuner.worker.data import Splits, load_splits
 from tuner.worker.evaluation import Choices
 from tuner.worker.inspection import inspect_sweep
 from tuner.worker.model import BaseModel, load_base
-from tuner.worker.token_files import Scored
+from tuner.worker.token_files import Scored, Tokenized
 from tuner.worker.tokens import tokenize_splits
 from tuner.worker.training import ScoringData, TrainingData, TrialRun
 
@@ -195,16 +196,21 @@ def prepare_data(config: SweepConfig, base: BaseModel, splits: Splits) -> Traini
 
 def _scoring_data(scored: Scored, *, batch_size: int, base: BaseModel) -> ScoringData:
     build = functools.partial(evaluation_batches, batch_size=batch_size, pad_id=base.pad_id, device=base.device)
+    order = _order(scored.tokens, batch_size)
     if (asked := scored.choices) is None:
-        return ScoringData(batches=build(scored.tokens))
-    order = evaluation_order(asked.tokens, batch_size)
+        return ScoringData(batches=build(scored.tokens), order=order)
     choices = Choices(
         batches=build(asked.tokens),
-        order=np.array([index for chunk in order for index in chunk], dtype=np.int64),
+        order=_order(asked.tokens, batch_size),
         example=asked.example,
         is_right=asked.is_right,
     )
-    return ScoringData(batches=build(scored.tokens), choices=choices)
+    return ScoringData(batches=build(scored.tokens), order=order, choices=choices)
+
+
+def _order(tokens: Tokenized, batch_size: int) -> npt.NDArray[np.int64]:
+    """Which example each row of an evaluation is."""
+    return np.array([index for chunk in evaluation_order(tokens, batch_size) for index in chunk], dtype=np.int64)
 
 
 def _timed(result: Metrics | Outcome, begun_s: float) -> Metrics | Outcome:

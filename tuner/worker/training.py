@@ -28,6 +28,8 @@ from tuner.worker.starts import NUM_EVA_BATCHES
 from tuner.worker.token_files import Tokenized
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -41,6 +43,8 @@ class ScoringData:
 
     batches: tuple[Batch, ...]
     """Its examples by rising length; empty where it has none."""
+    order: npt.NDArray[np.int64]
+    """Which example of the data each row of the batches is."""
     choices: Choices | None = None
     """What the choice accuracy is measured on; None where it is not asked for."""
 
@@ -155,7 +159,7 @@ class TrialRun:
             standard_error=score.standard_error,
             loss=scored.loss,
             num_test=scored.num_examples,
-            resampled=tuple(round(value, 6) for value in scored.resampled(self._metric)),
+            resampled=tuple(round(value, 6) for value in scored.resampled(self._metric, data.order)),
             others=self._others(scored),
         )
 

@@ -12,14 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tuner.front import Objective, is_candidate
-from tuner.pareto import BoolArray, FloatArray, hypervolume, non_dominated_mask
-from tuner.trial import Metrics, TrialRecord, TrialState
+from tuner.report.findings.intervals import CONFIDENCE
+from tuner.report.findings.volume import Box, points_of, would_stand
+from tuner.trial import TrialRecord, TrialState
 
-CONFIDENCE = 0.95
-"""Of all intervals."""
 NUM_RESAMPLES = 2_000
-WIDENED = 0.1
-"""The worst still counts: the hypervolume's box reaches this share of its width beyond the worst value of each objective."""
 
 Interval = tuple[float, float]
 """Low and high end."""
@@ -114,14 +111,14 @@ def build_audit(records: Sequence[TrialRecord], objectives: Sequence[Objective])
         return None
     finished = [pair for pair in ended if pair[1].state is TrialState.COMPLETE]
     num_stopped = sum(record.spec.is_searched and record.state is TrialState.PRUNED for record in records)
-    kept = _points([record for record in records if is_candidate(record)], objectives)
-    added = _points([audit for _, audit in finished], objectives)
-    box = _Box(np.vstack([kept, added]))
+    kept = points_of([record for record in records if is_candidate(record)], objectives)
+    added = points_of([audit for _, audit in finished], objectives)
+    box = Box(np.vstack([kept, added]))
     trials = tuple(
         Audited(
             stopped=stopped,
             finished=audit,
-            is_on_front=_would_stand(kept, added[row]),
+            is_on_front=would_stand(kept, added[row]),
             hypervolume_loss=box.loss(kept, added[[row]]),
         )
         for row, (stopped, audit) in enumerate(finished)
@@ -168,27 +165,6 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     return float(low), float(high)
 
 
-class _Box:
-    """Measures hypervolume with every objective in [0, 1] over the points, and 1 beyond the worst."""
-
-    def __init__(self, points: FloatArray) -> None:
-        finite = points[_is_finite(points)]
-        if len(finite) == 0:
-            finite = np.zeros((1, points.shape[1]))
-        self._low = finite.min(axis=0)
-        width = finite.max(axis=0) - self._low
-        self._width = (1 + WIDENED) * np.where(width > 0, width, 1.0)
-
-    def loss(self, kept: FloatArray, added: FloatArray) -> float:
-        """Share of the hypervolume of all that is missing without those added."""
-        before, after = self._volume(kept), self._volume(np.vstack([kept, added]))
-        return (after - before) / after if after > 0 else 0.0
-
-    def _volume(self, points: FloatArray) -> float:
-        scaled = (points[_is_finite(points)] - self._low) / self._width
-        return hypervolume(scaled, np.ones(points.shape[1]))
-
-
 def _ended(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, TrialRecord]]:
     """(stopped trial, its audit) of every audit that has ended, by the stopped trial's number."""
     by_number = {record.number: record for record in records}
@@ -198,28 +174,6 @@ def _ended(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, TrialRecor
         if (number := record.spec.audits) is not None and not record.state.is_open
     ]
     return sorted(pairs, key=lambda pair: pair[0].number)
-
-
-def _points(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> FloatArray:
-    """`(num_records, num_objectives)` at their last reports, lower is better; trainable parameters as their logarithm."""
-    rows = [[_place(goal, record.last) for goal in objectives] for record in records if record.last]
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(objectives))
-
-
-def _place(objective: Objective, report: Metrics) -> float:
-    loss = objective.loss_of(report)
-    return float(np.log10(max(1.0, loss))) if objective is Objective.TRAINABLE_PARAMS else loss
-
-
-def _would_stand(kept: FloatArray, one: FloatArray) -> bool:
-    """Whether a trial is on the front of the finished ones and itself; a perplexity too large for a float is not."""
-    points = np.vstack([kept, one])
-    finite = _is_finite(points)
-    return bool(finite[-1]) and bool(non_dominated_mask(points[finite])[-1])
-
-
-def _is_finite(points: FloatArray) -> BoolArray:
-    return np.asarray(np.isfinite(points).all(axis=1), dtype=np.bool_)
 
 
 def _own_steps(stopped: TrialRecord, audit: TrialRecord) -> int:

@@ -11,9 +11,9 @@ import numpy as np
 from tuner import metric_text
 from tuner.front import Objective
 from tuner.pareto import non_dominated_mask
-from tuner.report.axes import Span, clipped, log_ticks, padded, stretched
 from tuner.report.data import ReportData, Row, Standing
-from tuner.report.labels import LOWER_LEFT_FIRST, UPPER_LEFT_FIRST, Corners
+from tuner.report.figures.axes import Span, clipped, log_ticks, padded, stretched
+from tuner.report.figures.labels import LOWER_LEFT_FIRST, UPPER_LEFT_FIRST, Corners
 from tuner.report.words import baseline_key, memory_unit, objective_text, short_count
 from tuner.trial import TrialState
 
@@ -48,6 +48,7 @@ STYLES = {
     Standing.PAUSED: Style(colour="#56b4e9", size=8, is_hollow=True),
     Standing.BASELINE: Style(colour="#b07d00", size=9, is_hollow=True, is_diamond=True),
     Standing.AUDIT: Style(colour="#d55e00", size=8, is_hollow=True, is_diamond=True),
+    Standing.CONFIRMED: Style(colour="#0072b2", size=7, is_hollow=True, is_diamond=True),
 }
 """A ring is what has not finished, a diamond what stands beside the search."""
 
@@ -56,6 +57,7 @@ LEGEND = {
     Standing.FINISHED: "finished, off the front",
     Standing.STOPPED: "not finished: stopped early, at its last evaluation",
     Standing.AUDIT: "stopped early, and finished after all by the audit",
+    Standing.CONFIRMED: "trained again from another seed",
     Standing.BASELINE: "baseline, beside the search",
 }
 """What the views show, drawn from the last to the first."""
@@ -154,6 +156,8 @@ def legend_of(data: ReportData) -> dict[Standing, str]:
     legend: dict[Standing, str] = {standing: LEGEND[standing] for standing in SEARCHED}
     if _finished(data.audits):
         legend[Standing.AUDIT] = LEGEND[Standing.AUDIT]
+    if _finished(data.confirmed):
+        legend[Standing.CONFIRMED] = LEGEND[Standing.CONFIRMED]
     if key := baseline_key(data):
         legend[Standing.BASELINE] = f"{LEGEND[Standing.BASELINE]}: {key}"
     return legend
@@ -189,7 +193,8 @@ def _memory_axis(unit: MemoryUnit) -> _CostAxis:
 
 
 def _view(data: ReportData, cost: _CostAxis) -> View:
-    points = _points([*_picked_first(data), *_finished(data.audits)], data.metric, cost)
+    beside_front = (*_finished(data.audits), *_finished(data.confirmed))
+    points = _points([*_picked_first(data), *beside_front], data.metric, cost)
     beside = _points(_finished(data.baselines), data.metric, cost)
     finished = [point for point in points if point.row.standing in {Standing.FRONT, Standing.FINISHED}]
     x_span = stretched(_x_span(points or beside, cost), [point.x for point in beside], is_log=cost.is_log)

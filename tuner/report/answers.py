@@ -1,0 +1,259 @@
+"""ReportData -> the answer: which adapter to ship, what it costs, and what can be told apart. Pure; runs on the driver."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tuner import metric_text
+from tuner.report import words
+from tuner.report.findings.intervals import Estimate, Gap, gap_of, held_out_estimate, validation_estimate
+from tuner.workload import gpu_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tuner.report.data import PickedRow, ReportData, Row
+    from tuner.report.findings.held_out import Confirmation, Spread
+
+Pairs = tuple[tuple[str, str], ...]
+"""(name, value)."""
+BYTES_PER_PARAM = 4
+"""Adapters are kept in float32."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """A recommended trial; one card where several rules choose the same."""
+
+    rules: tuple[str, ...]
+    """Words for the rules that chose it."""
+    row: Row
+    """The trial."""
+    validation: Estimate
+    """Its score on the data on which it was chosen."""
+    test: Estimate | None
+    """Its score on data that no decision has seen; None where there is none."""
+    big: tuple[str, str]
+    """The score that counts, and what it is: on the test data where there is any."""
+    second: str
+    """The validation score where another counts; else empty."""
+    facts: Pairs
+    """What it costs."""
+    command: str
+    """What exports it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Two recommended trials, and whether they can be told apart."""
+
+    one: Row
+    other: Row
+    gap: Gap
+    """By how much the first is better."""
+
+
+def build_cards(data: ReportData) -> tuple[Card, ...]:
+    """The picks, each trial once."""
+    rules: dict[int, list[PickedRow]] = {}
+    for pick in data.picks:
+        rules.setdefault(pick.row.number, []).append(pick)
+    return tuple(_card(data, picks) for picks in rules.values())
+
+
+def comparisons(data: ReportData) -> tuple[Comparison, ...]:
+    """Every two of the recommended trials."""
+    rows = {pick.row.number: pick.row for pick in data.picks}.values()
+    return tuple(
+        Comparison(one=one, other=other, gap=gap_between(data, one, other))
+        for one, other in itertools.combinations(rows, 2)
+    )
+
+
+def gap_between(data: ReportData, one: Row, other: Row) -> Gap:
+    """By how much one trial is better than another, both of which have reported."""
+    assert one.last is not None  # noqa: S101 -- trials on the front have reported
+    assert other.last is not None  # noqa: S101 -- as above
+    return gap_of(data.metric, one.last, other.last, (data.tests.get(one.number), data.tests.get(other.number)))
+
+
+def tied_with_best(data: ReportData) -> tuple[Row, ...]:
+    """The trials of the front that can't be told apart from its best, that one included, cheapest first."""
+    best = next((pick.row for pick in data.picks if pick.rule == "most-accurate"), None)
+    if best is None:
+        return ()
+    return tuple(row for row in data.front if row.number == best.number or not gap_between(data, best, row).is_clear)
+
+
+def export_command(data: ReportData, number: int) -> str:
+    """The command line that exports a trial, ready for a shell."""
+    target = f"{data.config.name}-trial-{number}"
+    return shlex.join(["tuner", "export", data.folder, "--to", target, "--pick", f"trial:{number}"])
+
+
+def headline(data: ReportData) -> str:
+    """The result in one to three sentences; no two trials are ranked that can't be told apart."""
+    if not data.front:
+        return _without_front(data)
+    if len(data.front) == 1:
+        return (
+            f"Trial {data.front[0].number} is the whole front: no other finished trial is better in anything weighed."
+        )
+    return " ".join(_sentences(data))
+
+
+def estimate_text(data: ReportData, estimate: Estimate) -> str:
+    """`84.5% (80.7 to 87.7)`."""
+    metric = data.metric
+    span = f"{metric_text.number(metric, estimate.low)} to {metric_text.number(metric, estimate.high)}"
+    return f"{metric_text.text(metric, estimate.value)} ({span})".replace(" ", metric_text.NO_BREAK_SPACE)
+
+
+def gap_text(data: ReportData, gap: Gap) -> str:
+    """`0.5 points (-2.1 to 3.0)`."""
+    ends = " to ".join(_signed(data, end) for end in (gap.low, gap.high))
+    return f"{_signed(data, gap.value)}{' points' if data.metric.is_share else ''} ({ends})"
+
+
+def flattery_text(data: ReportData) -> str:
+    """How much selection flattered, in one or two sentences; empty where nothing was put aside."""
+    found = data.flattery
+    if found is None:
+        return ""
+    mean = gap_text(data, found.mean)
+    of = f"the {found.num_trials} trials on the front" if found.num_trials > 1 else "the trial on the front"
+    words_ = {
+        True: "Selection flattered the validation scores beyond the noise.",
+        False: "That selection flattered the scores is not shown; a difference of this size may be chance.",
+    }
+    return f"Validation minus test score, mean over {of}: {mean}. {words_[found.mean.low > 0]}"
+
+
+def confirmation_text(data: ReportData, found: Confirmation) -> str:
+    """What other seeds gave, in one sentence."""
+    seeds = ", ".join(map(str, found.seeds))
+    test = f"; test {_spread_text(data, found.test)}" if found.test else ""
+    failed = f" ({found.num_failed} more failed)" if found.num_failed else ""
+    return f"seeds {seeds}{failed}: validation {_spread_text(data, found.validation)}{test}"
+
+
+def rank_text(data: ReportData) -> str:
+    """From which rank nothing more is gained, by the test; empty without two ranks to compare."""
+    effect = data.rank_effect
+    if effect is None:
+        return ""
+    where = "over all scales" if effect.tested.scale is None else f"at {words.scale_text(effect.tested.scale)}"
+    highest = effect.tested.best[-1].rank
+    found = effect.plateau
+    if found is None:
+        return f"Rank {highest:g}, the highest that finished {where}, is better than each lower one beyond the noise: go higher."
+    most = metric_text.gap(data.metric, max(0.0, found.largest_gain.high))
+    paired = "paired on the test data" if found.largest_gain.is_paired else "on the validation data"
+    return (
+        f"From rank {found.rank:g} on nothing more is gained, as far as a test can tell ({where}; {found.num_compared} higher "
+        f"ranks, each by its best trial, 95% intervals {paired}). The best of the higher ones, {found.largest_rank:g}, differs "
+        f"by {gap_text(data, found.largest_gain)}: a gain of up to {most} is not excluded."
+    )
+
+
+def growth_text(data: ReportData) -> str:
+    """Whether more trials are likely to help; empty before any has finished."""
+    growth = data.growth
+    if growth is None:
+        return ""
+    if growth.expected_gain is None or growth.is_likely_to_help is None:
+        return "Too few trials have finished to tell whether more would help."
+    gain = f"One more finished trial like these adds {100 * growth.expected_gain:.2g}% of the hypervolume on average"
+    finished = words.counted(growth.num_since, "trial")
+    since = f"; {finished} {'has' if growth.num_since == 1 else 'have'} finished since the last that entered the front"
+    verdict = (
+        "More trials are likely to help." if growth.is_likely_to_help else "More trials are unlikely to help much."
+    )
+    return f"{gain}{since if growth.num_since else ''}. {verdict}"
+
+
+def _card(data: ReportData, picks: list[PickedRow]) -> Card:
+    row = picks[0].row
+    assert row.last is not None  # noqa: S101 -- trials on the front have reported
+    held_out = data.tests.get(row.number)
+    validation = validation_estimate(data.metric, row.last)
+    test = held_out_estimate(data.metric, held_out) if held_out else None
+    value, _, span = estimate_text(data, test or validation).partition(metric_text.NO_BREAK_SPACE)
+    name = metric_text.name(data.metric)
+    return Card(
+        rules=tuple(pick.words for pick in picks),
+        row=row,
+        validation=validation,
+        test=test,
+        big=(value, f"{span} {'test' if test else 'validation'} {name}"),
+        second=f"{estimate_text(data, validation)} validation {name}" if test else "",
+        facts=tuple(_facts(data, row)),
+        command=export_command(data, row.number),
+    )
+
+
+def _facts(data: ReportData, row: Row) -> Iterator[tuple[str, str]]:
+    last, model = row.last, data.inspection.model
+    assert last is not None  # noqa: S101 -- trials on the front have reported
+    share = f" ({last.trainable_params / model.num_params:.2%} of the model)" if model.num_params else ""
+    gpu = gpu_of(data.config) or data.inspection.gpu
+    yield "Trainable parameters", f"{last.trainable_params:,}{share}"
+    yield (
+        "Peak memory",
+        f"{words.memory_unit(data).text(last)}, {last.memory_kind.value}{f', {gpu.name}' if gpu else ''}",
+    )
+    yield "Adapter file", f"about {words.size_text(adapter_bytes(row, model.head_params))}"
+    yield "Training and evaluation", words.duration(last.train_s)
+
+
+def adapter_bytes(row: Row, head_params: int) -> int:
+    """Size of a trial's adapter on disk, but for a few kilobytes of names.
+
+    One that took something out of the base is kept at twice its rank.
+    """
+    last, lora = row.last, row.record.spec.lora
+    assert last is not None  # noqa: S101 -- trials on the front have reported
+    has_twice = lora is not None and lora.init_lora_weights.is_base_changed
+    return BYTES_PER_PARAM * (last.trainable_params + (last.trainable_params - head_params if has_twice else 0))
+
+
+def _without_front(data: ReportData) -> str:
+    counts = data.num_by_state
+    rest = ", ".join(f"{counts[state]} {text}" for state, text in words.STATES.items() if counts[state])
+    return f"No trial has finished yet ({rest})." if rest else "No trial has finished yet."
+
+
+def _sentences(data: ReportData) -> Iterator[str]:
+    metric = data.metric
+    best = next(pick.row for pick in data.picks if pick.rule == "most-accurate")
+    tied = tied_with_best(data)
+    assert best.last is not None  # noqa: S101 -- trials on the front have reported
+    if len(tied) == 1:
+        yield f"Trial {best.number} has the {metric_text.best(metric)}, {words.result(data, best.last)}, beyond the noise."
+        return
+    scores = sorted(row.last.accuracy for row in tied if row.last)
+    span = f"{metric_text.number(metric, scores[0])} to {metric_text.text(metric, scores[-1])}"
+    yield (
+        f"{len(tied)} of the {len(data.front)} trials on the front can't be told apart in {metric_text.name(metric)} "
+        f"({span} on {best.last.num_validation:,} validation examples)."
+    )
+    cheapest = tied[0]
+    if cheapest.last is None or cheapest.number == best.number:
+        return
+    savings = " and ".join(words.savings(best.last, cheapest.last, data.objectives))
+    yield f"The cheapest of them is trial {cheapest.number}: {savings or 'the same cost'}, beside trial {best.number}."
+
+
+def _spread_text(data: ReportData, spread: Spread) -> str:
+    metric = data.metric
+    mean = metric_text.text(metric, spread.mean)
+    if spread.deviation is None:
+        return mean
+    return f"{mean} on average, standard deviation {metric_text.gap(metric, spread.deviation)}"
+
+
+def _signed(data: ReportData, value: float) -> str:
+    return f"{'+' if value >= 0 else '−'}{metric_text.number(data.metric, abs(value))}"  # noqa: RUF001 -- a minus sign
