@@ -226,15 +226,24 @@ def test_a_trial_exactly_at_the_margin_is_within(margin: str) -> None:
         "cheapest-within:-0.1",
         "cheapest-within:inf",
         "cheapest-within:nan",
+        "cheapest-within:se",
+        "cheapest-within:-1se",
+        "cheapest-within:1 s",
     ],
 )
-def test_a_rule_that_is_none_of_the_four_is_told_with_all_four(rule: str) -> None:
+def test_a_rule_that_is_none_of_these_is_told_with_all(rule: str) -> None:
     with pytest.raises(PickError) as caught:
         Pick(rule=rule).of(CHEAPEST_FIRST, BY_PARAMS)
 
-    assert str(caught.value) == (
-        f"pick must be knee, most-accurate, trial:N or cheapest-within:MARGIN (0 or more), got {rule!r}"
-    )
+    rules = "knee, most-accurate, trial:N or cheapest-within:MARGIN (0 or more, or 1se)"
+    assert str(caught.value) == f"pick must be {rules}, got {rule!r}"
+
+
+@pytest.mark.parametrize(("rule", "number"), [("0se", 1), ("0.5se", 1), ("1se", 0), ("2se", 0)])
+def test_a_margin_may_be_given_in_standard_errors_of_the_best(rule: str, number: int) -> None:
+    below = (finished(0, accuracy=0.885, params=1), finished(1, accuracy=0.9, params=2))  # one standard error is 0.015
+
+    assert Pick(rule=f"cheapest-within:{rule}").of(below, BY_PARAMS).number == number
 
 
 def test_a_trial_off_the_front_is_told_with_those_on_it() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import gzip
 import io
 import json
 import math
@@ -20,18 +22,20 @@ from tests.builders import MIB, make_config, make_inspection, make_metrics, make
 from tuner import metric_text
 from tuner.exporting import is_as_reported
 from tuner.report import write_report
+from tuner.report.answers import build_cards, export_command, headline
 from tuner.report.data import ReportData, Standing, build_report_data
 from tuner.report.figures import BACK_TO_FRONT, curve_figures, front_figures, hover, param_figures
 from tuner.report.figures.axes import clipped, log_ticks, stretched
 from tuner.report.figures.labels import Font, place_labels
 from tuner.report.figures.views import STYLES, build_views, legend_of
 from tuner.report.listing import trials_table
-from tuner.report.page import build_cards, export_command, report_html
-from tuner.report.picture import front_png
+from tuner.report.page import report_html
+from tuner.report.picture import front_picture
 from tuner.report.settings import settings
 from tuner.report.stopping import audit_text, savings, stop_counts
-from tuner.report.tables import front_csv, summary_json, trials_csv
-from tuner.report.words import dimension_of, duration, headline, short_count
+from tuner.report.summary import summary_json
+from tuner.report.tables import front_csv, trials_csv
+from tuner.report.words import dimension_of, duration, short_count
 from tuner.trial import Baseline, FailReason, MemoryKind, Metric, Outcome, StopReason, TrialRecord, TrialState
 
 if TYPE_CHECKING:
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
 
     from tuner.config import SweepConfig
 
-FILES = ("trials.csv", "front.csv", "summary.json", "report.html", "front.png")
+FILES = ("trials.csv", "front.csv", "summary.json", "report.html", "report.md", "front.png", "front.svg")
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
 PAUSED, INFEASIBLE = TrialState.PAUSED, TrialState.INFEASIBLE
 
@@ -182,7 +186,7 @@ def test_a_pruned_trial_never_stands_on_the_front_however_accurate() -> None:
 def test_the_three_picks_follow_their_rules() -> None:
     picks = {pick.rule: pick.row.number for pick in build(small_sweep()).picks}
 
-    assert picks == {"knee": 1, "most-accurate": 3, "cheapest-within:0.01": 1}
+    assert picks == {"knee": 1, "most-accurate": 3, "cheapest-within:1se": 1}
 
 
 def test_states_are_counted_with_zeros() -> None:
@@ -247,16 +251,16 @@ def test_baselines_stay_out_of_the_steps_saved_and_have_a_budget_of_their_own() 
 
 
 @pytest.mark.parametrize(
-    ("metric", "words"),
-    [
-        ("exact_match", ["Knee of the front", "Best exact match", "Cheapest within 1 point of the best"]),
-        ("perplexity", ["Knee of the front", "Lowest perplexity", "Cheapest within 0.1 of the best"]),
-    ],
+    ("metric", "best"), [("exact_match", "Best exact match"), ("perplexity", "Lowest perplexity")]
 )
-def test_the_picks_are_called_after_the_metric(metric: str, words: list[str]) -> None:
-    data = build([scored(0, 3.5, 10), scored(1, 1.0, 1_000)], lm_config(metric))
+def test_the_picks_are_called_after_the_metric(metric: str, best: str) -> None:
+    picks = build([scored(0, 1.0, 10)], lm_config(metric)).picks
 
-    assert [pick.words for pick in data.picks] == words
+    assert [pick.words for pick in picks] == [
+        "Recommended: the knee of the front",
+        best,
+        "Cheapest within the noise of the best",
+    ]
 
 
 # Tables
@@ -303,23 +307,25 @@ def test_accuracy_survives_the_csv_unrounded() -> None:
 
 
 def test_summary_json_holds_the_sweep_in_numbers() -> None:
-    assert json.loads(summary_json(build(small_sweep()))) == {
+    summary = json.loads(summary_json(build(small_sweep())))
+
+    expected = {
         "name": "small",
         "tuner_version": "1.2.3",
         "metric": "accuracy",
         "objectives": ["accuracy", "trainable_params", "peak_memory_gib"],
         "states": {"RUNNING": 0, "PAUSED": 0, "COMPLETE": 4, "PRUNED": 1, "INFEASIBLE": 0, "FAIL": 1},
         "front": [0, 1, 3],
-        "picks": {"knee": 1, "most-accurate": 3, "cheapest-within:0.01": 1},
-        "baselines": [],
+        "picks": {"knee": 1, "most-accurate": 3, "cheapest-within:1se": 1},
         "stops": dict.fromkeys(StopReason, 0),
         "audit": None,
         "steps": {"spent": 510, "without_pruning": 600},
         "memory_kind": "measured: CPU allocated",
         "prediction_errors": [],
-        "num_validation": 400,
-        "majority_share": 0.55,
     }
+    assert {key: summary[key] for key in expected} == expected
+    assert (summary["data"]["num_validation"], summary["data"]["majority_share"]) == (400, 0.55)
+    assert [trial["number"] for trial in summary["trials"]] == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_tables_name_the_metric_and_the_tasks_others() -> None:
@@ -345,10 +351,11 @@ def test_trials_csv_names_the_baselines_after_the_trials() -> None:
 
 
 def test_summary_json_lists_the_baselines_with_their_results() -> None:
-    zero_shot, _, full, _ = json.loads(summary_json(build([*small_sweep(), *four_baselines()])))["baselines"]
+    trials = json.loads(summary_json(build([*small_sweep(), *four_baselines()])))["trials"]
 
-    assert (zero_shot["kind"], zero_shot["steps"], zero_shot["learning_rate"]) == ("zero-shot", 0, None)
-    assert (full["number"], full["accuracy"], full["trainable_params"]) == (-3, 0.88, 22_700_000)
+    zero_shot, _, full, _ = (trial for trial in trials if trial["baseline"])
+    assert (zero_shot["baseline"], zero_shot["curve"][0]["steps"], zero_shot["learning_rate"]) == ("zero-shot", 0, None)
+    assert (full["number"], full["curve"][-1]["value"], full["trainable_params"]) == (-3, 0.88, 22_700_000)
 
 
 def test_summary_json_tells_what_the_audit_found() -> None:
@@ -367,11 +374,10 @@ def test_summary_json_tells_what_the_audit_found() -> None:
 # Words
 
 
-def test_the_headline_weighs_the_best_against_the_cheapest_near_it() -> None:
+def test_the_headline_ranks_no_trials_that_can_not_be_told_apart() -> None:
     assert spaces(headline(build(small_sweep()))) == (
-        "Trial 3 has the best accuracy: 85.0% ± 1.8. "
-        "Trial 1 reaches 84.5% with 4.0 times fewer trainable parameters and the same peak memory. "
-        "The two are 0.5 points apart, which is within the noise of 400 validation examples."
+        "2 of the 3 trials on the front can't be told apart in accuracy (84.5 to 85.0% on 400 validation examples). "
+        "The cheapest of them is trial 1: 4.0 times fewer trainable parameters and the same peak memory, beside trial 3."
     )
 
 
@@ -392,24 +398,22 @@ def test_a_front_of_one_is_called_the_whole_front() -> None:
 def test_the_headline_tells_what_the_cheap_trial_saves_and_what_it_costs() -> None:
     text = headline(build([finished(0, 0.845, 7_000, mib=110), finished(1, 0.85, 10_000, mib=100)]))
 
-    assert "with 30% fewer trainable parameters and 10% more peak memory." in text
+    assert "30% fewer trainable parameters and 10% more peak memory" in text
 
 
-def test_the_headline_names_no_second_trial_where_none_is_close() -> None:
+def test_the_headline_names_one_trial_where_it_is_best_beyond_the_noise() -> None:
     text = headline(build([finished(0, 0.5, 1_000), finished(1, 0.85, 10_000)]))
 
-    assert text.endswith("No cheaper trial on the front comes within 1 point of it.")
+    assert spaces(text) == "Trial 1 has the best accuracy, 85.0% ± 1.8, beyond the noise."
 
 
-def test_the_headline_of_a_perplexity_sweep_says_that_lower_is_better_and_no_points() -> None:
+def test_the_headline_of_a_perplexity_sweep_knows_no_points() -> None:
     text = headline(
         build([scored(0, 3.45, 1_000), scored(1, 3.4, 4_000), scored(2, 9.0, 500)], lm_config("perplexity"))
     )
 
-    assert spaces(text) == (
-        "Trial 1 has the lowest perplexity: 3.40 ± 0.10 (lower is better). "
-        "Trial 0 reaches 3.45 with 4.0 times fewer trainable parameters and the same peak memory. "
-        "The two are 0.050 apart, which is within the noise of 400 validation examples."
+    assert spaces(text).startswith(
+        "2 of the 3 trials on the front can't be told apart in perplexity (3.40 to 3.45 on 400 validation examples)."
     )
 
 
@@ -680,11 +684,14 @@ def test_the_page_of_four_baselines_has_a_table_of_them_and_marks_them_among_the
     assert "Baselines What else these data and steps give" in text
     assert "B1 zero-shot · B2 head only · B3 full fine-tuning · B4 LoRA without quantization" in text
     assert "They took 360 steps and 2 min of their own." in text
-    assert page.tags.count("table") == 2
+    assert page.tags.count("table") == 3
 
 
 def test_a_report_without_baselines_says_nothing_of_them() -> None:
-    assert "aseline" not in Page(report_html(build(small_sweep()))).text
+    text = Page(report_html(build(small_sweep()))).text
+
+    assert "Baselines What else" not in " ".join(text.split())
+    assert "baseline" not in text.partition("To run it again")[0]
 
 
 def test_a_baseline_that_failed_is_among_the_failed_ones() -> None:
@@ -703,14 +710,14 @@ def test_the_page_tells_what_stopping_early_cost_with_a_table_of_the_audit() -> 
     assert "What stopping early cost 4 of 9 trials were stopped" in text
     assert "A6 COMPLETE audit 30 dominated at its rung 50.0 ± 2.5 90.0 ± 2.5 yes" in spaces(text)
     assert "Trial 7 at step 30, no better than the floor: x < y" in text
-    assert page.tags.count("table") == 2
+    assert page.tags.count("table") == 3
 
 
 def test_a_page_where_nothing_was_stopped_says_nothing_of_it() -> None:
     text = Page(report_html(build([finished(0, 0.8, 10), failed(1)]))).text
 
     assert "stopping early cost" not in text
-    assert "udit" not in text
+    assert "audited" not in text
 
 
 def test_the_table_of_trials_says_why_one_was_stopped_or_does_not_fit() -> None:
@@ -736,7 +743,7 @@ def test_a_trial_that_ran_out_of_memory_is_told_among_the_failed_ones_with_its_t
 def test_the_page_of_a_language_model_names_its_metric_and_no_classes() -> None:
     data = build([make_record(0, accuracy=0.612)], lm_config())
 
-    text = Page(report_html(data)).text
+    text = Page(report_html(data)).text.partition("To run it again")[0]
     assert "validation exact match" in text
     assert "Exact match (%)" in text
     assert "ccuracy" not in text
@@ -798,15 +805,19 @@ def test_the_export_command_quotes_a_folder_with_a_space() -> None:
 def test_the_page_loads_nothing_from_anywhere() -> None:
     page = Page(report_html(build(small_sweep())))
 
-    assert page.loads == []
-    assert not {"link", "img", "iframe"} & set(page.tags)
+    assert [load for load in page.loads if not load.startswith("#")] == ["data:,"]
+    assert not {"img", "iframe"} & set(page.tags)
 
 
 def test_the_page_names_every_trial_its_state_and_the_export_command() -> None:
     html = report_html(build(small_sweep()))
 
-    for number in range(6):
-        assert f'data-key="{number}">{number}</th>' in html
+    rows = unpacked(html)["trials"]
+    assert [(number, state) for number, _, state, *_ in rows] == [
+        *((number, "COMPLETE") for number in range(4)),
+        (4, "PRUNED"),
+        (5, "FAIL"),
+    ]
     assert "tuner export reports/small --to small-trial-1 --pick trial:1" in html
     assert "out of memory" in html
 
@@ -834,11 +845,16 @@ def test_markup_in_a_name_can_not_leave_the_figures() -> None:
     assert "</script><b>" not in report_html(build([make_record(0, spec=spec)], config))
 
 
+def unpacked(html: str) -> Any:
+    """What the page's script finds."""
+    coded = html.split('id="packed">')[1].split("</script>", maxsplit=1)[0]
+    return json.loads(gzip.decompress(base64.b64decode(coded)), parse_constant=pytest.fail)
+
+
 def test_a_loss_that_is_not_finite_leaves_valid_json_for_the_plots() -> None:
     html = report_html(build([make_record(0, FAIL, loss=math.nan)]))
 
-    figures = html.split('id="figures">')[1].split("</script>")[0]
-    assert json.loads(figures, parse_constant=pytest.fail)["curves"]
+    assert unpacked(html)["figures"]["curves"]
 
 
 # Picture
@@ -850,15 +866,23 @@ def size_of(png: bytes) -> tuple[int, int]:
 
 
 def test_the_picture_has_its_size_and_is_the_same_each_time() -> None:
-    first, second = front_png(build(small_sweep())), front_png(build(small_sweep()))
+    first, second = (front_picture(build(small_sweep()), "png") for _ in range(2))
 
     assert size_of(first) == (1600, 700)
     assert first == second
 
 
+def test_the_picture_for_slides_is_an_svg_and_the_same_each_time() -> None:
+    first, second = (front_picture(build(small_sweep()), "svg") for _ in range(2))
+
+    assert b"<svg" in first
+    assert first == second
+
+
 def test_the_picture_is_drawn_with_baselines_and_for_perplexity() -> None:
-    assert size_of(front_png(build([*small_sweep(), *four_baselines()]))) == (1600, 700)
-    assert size_of(front_png(build([scored(0, 3.5, 10), scored(1, 3.0, 99)], lm_config("perplexity")))) == (1600, 700)
+    assert size_of(front_picture(build([*small_sweep(), *four_baselines()]), "png")) == (1600, 700)
+    perplexity = build([scored(0, 3.5, 10), scored(1, 3.0, 99)], lm_config("perplexity"))
+    assert size_of(front_picture(perplexity, "png")) == (1600, 700)
 
 
 # Files
@@ -943,7 +967,7 @@ def test_curves_of_several_rungs_keep_their_points() -> None:
 
     accuracy, _ = curve_figures(build([record]))
 
-    assert (accuracy.plotly["data"][0]["x"], accuracy.plotly["data"][0]["y"]) == ([30, 120], [50, 75])
+    assert (accuracy.plotly["data"][0]["x"], accuracy.plotly["data"][0]["y"]) == ([30, 120, None], [50, 75, None])
 
 
 PROBE = """
@@ -952,11 +976,11 @@ from pathlib import Path
 from tests.builders import make_config, make_inspection, make_record
 from tuner.report import write_report
 write_report(Path(sys.argv[1]), make_config(), make_inspection(), [make_record(0)])
-print(*sorted({"torch", "ray", "transformers", "pandas"} & set(sys.modules)))
+print(*sorted({"torch", "ray", "transformers", "sklearn"} & set(sys.modules)))
 """
 
 
-def test_a_report_needs_neither_torch_nor_ray_nor_transformers_nor_pandas(tmp_path: Path) -> None:
+def test_a_report_of_few_trials_needs_neither_torch_nor_ray_nor_transformers_nor_scikit_learn(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROBE, str(tmp_path)], capture_output=True, text=True, check=False
     )

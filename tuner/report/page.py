@@ -6,6 +6,7 @@ import base64
 import functools
 import gzip
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -25,7 +26,7 @@ from tuner.report.figures import (
     rank_figures,
 )
 from tuner.report.figures.views import LEGEND, SEARCHED, STYLES, legend_of
-from tuner.report.listing import Table, baselines_table, front_table, trials_table
+from tuner.report.listing import Cell, Table, baselines_table, front_table, trials_table
 from tuner.report.settings import settings
 from tuner.report.stopping import audit_table, audit_text, evidence, savings, stop_counts
 from tuner.trial import param_text
@@ -146,10 +147,15 @@ def _rows_of(table: Table) -> list[list[Any]]:
             row.mark,
             row.record.state.value,
             _badge(row.standing),
-            [[cell.text, cell.key, cell.title] if cell.title else [cell.text, cell.key] for cell in cells],
+            [_cell_of(cell) for cell in cells],
         ]
         for row, cells in table.rows
     ]
+
+
+def _cell_of(cell: Cell) -> list[Any]:
+    key = None if isinstance(cell.key, float) and not math.isfinite(cell.key) else cell.key
+    return [cell.text, key, cell.title] if cell.title else [cell.text, key]
 
 
 def _badge(standing: Standing) -> str:
