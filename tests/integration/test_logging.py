@@ -153,7 +153,8 @@ def test_a_logger_that_breaks_ends_no_sweep(tmp_path: Path, monkeypatch: pytest.
 def test_a_logger_that_can_not_be_set_up_is_told_before_the_first_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
     with pytest.raises(LoggingError, match="(?s)mlflow can't be set up: .*go on with `tuner resume"):
         run(tmp_path, ["mlflow"])

@@ -90,6 +90,10 @@ class _StudyCallback(Callback):
         self._queues = queues
         self._seen = {record.number: record for record in study.records}
 
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Ray writes its callbacks down for a `restore`, which the journal takes the place of."""
+        return {}
+
     def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
         self.update()
 
