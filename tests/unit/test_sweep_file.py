@@ -35,6 +35,19 @@ BAD_VALUES = [
     ({"colour": 1}, "colour", f"is no known key; known here: {TOP_KEYS}", "colour: 1"),
     ({"serach": 1}, "serach", f"is no known key; did you mean 'search'? known here: {TOP_KEYS}", "serach: 1"),
     (
+        {"logging": ["mlflow", "mlflow"], "resources.backend": "ray"},
+        "logging",
+        "entries must differ from each other, got ['mlflow', 'mlflow']",
+        "logging:",
+    ),
+    (
+        {"logging": ["comet"]},
+        "logging.0",
+        "must be 'mlflow', 'wandb' or 'tensorboard', got 'comet'",
+        "logging: [comet]",
+    ),
+    ({"logging": "mlflow"}, "logging", "must be a list, got 'mlflow'", "logging: mlflow"),
+    (
         {"objectives.acuracy": "accuracy"},
         "objectives.acuracy",
         "is no known key; did you mean 'accuracy'? known here: accuracy, trainable_params, memory",

@@ -319,7 +319,8 @@ class _TensorBoard(TBXLoggerCallback):
 
 def _built(name: LoggerName, config: SweepConfig, folder: Path) -> _Logger:
     if name == "mlflow":
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+        file = str(folder / "mlflow.db").replace("%", "%25").replace("?", "%3F")
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{file}"
         return _MLflow(tracking_uri=uri, experiment_name=config.name)
     if name == "wandb":
         settings = {key: value for key, value in os.environ.items() if key.startswith("WANDB_")}
