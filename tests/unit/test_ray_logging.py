@@ -50,7 +50,7 @@ def test_the_sweep_s_metric_goes_by_its_own_name_beside_the_others() -> None:
 
 
 def test_each_logger_that_is_missing_is_told_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_logging.importlib.util, "find_spec", lambda name: None if name != "wandb" else object())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name != "wandb" else object())
 
     assert ray_logging.logging_problems(make_config(logging=["mlflow", "wandb", "tensorboard"])) == (
         ("logging", "mlflow is not installed; `pip install 'tuner[mlflow]'`"),

@@ -273,6 +273,11 @@ class _WandbActor(_WandbLoggingActor):
         os.environ.update(environment)
         super().__init__(*args, **kwargs)
 
+    def run(self) -> None:
+        """Write down what comes, to the last byte: Ray kills the process as soon as this returns (wandb 0.31)."""
+        super().run()  # type: ignore[no-untyped-call]
+        self._wandb.teardown()
+
 
 class _Wandb(WandbLoggerCallback):
     """One run for each trial; the process behind it ends while the trial waits."""
