@@ -22,14 +22,14 @@ from tuner.layers import parse_selector
 from tuner.trial import Metric
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
-def combination_problems(sections: dict[str, Section]) -> Iterator[tuple[Place, str]]:
+def combination_problems(sections: Mapping[str, object]) -> Iterator[tuple[Place, str]]:
     """Yield (place, message) for values that are right alone and impossible together.
 
     Args:
-        sections: Section name -> parsed section, those that failed their own checks left out.
+        sections: Top key of the file -> what it holds, parsed; those that failed their own checks left out.
     """
     known = _Known(sections)
     yield from _source_problems(known)
@@ -40,12 +40,13 @@ def combination_problems(sections: dict[str, Section]) -> Iterator[tuple[Place, 
     yield from _quantization_problems(known)
     yield from _resource_problems(known)
     yield from _memory_problems(known)
+    yield from _logging_problems(known)
 
 
 class _Known:
     """The sections that passed their own checks; None in place of the others."""
 
-    def __init__(self, sections: dict[str, Section]) -> None:
+    def __init__(self, sections: Mapping[str, object]) -> None:
         self.model = _as(ModelConfig, sections.get("model"))
         self.data = _as(DataConfig, sections.get("data"))
         self.training = _as(TrainingConfig, sections.get("training"))
@@ -54,12 +55,13 @@ class _Known:
         self.pruning = _as(PruningConfig, sections.get("pruning"))
         self.resources = _as(ResourcesConfig, sections.get("resources"))
         self.baselines = _as(BaselinesConfig, sections.get("baselines"))
+        self.is_logging = bool(sections.get("logging"))
 
 
 SectionKind = TypeVar("SectionKind", bound=Section)
 
 
-def _as(kind: type[SectionKind], section: Section | None) -> SectionKind | None:
+def _as(kind: type[SectionKind], section: object) -> SectionKind | None:
     return section if isinstance(section, kind) else None
 
 
@@ -177,3 +179,8 @@ def _memory_problems(known: _Known) -> Iterator[tuple[Place, str]]:
         yield (*place, "gpu"), "can't be predicted with model.quantization int8; nf4, fp4 and none can"
     if asked.padding == "packed" and known.training and known.training.task == "classification":
         yield (*place, "padding"), "can't be packed for classification: a text to classify needs a row of its own"
+
+
+def _logging_problems(known: _Known) -> Iterator[tuple[Place, str]]:
+    if known.is_logging and known.resources and known.resources.backend != "ray":
+        yield ("logging",), f"needs resources.backend: ray, whose loggers these are, got {known.resources.backend}"

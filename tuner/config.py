@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from tuner.dimensions import Dimension, ModuleName, Option, Section, TargetChoices, Targets, wrong
 from tuner.gpus import gpu_named
@@ -319,6 +319,15 @@ class BaselinesConfig(Section):
     """The first point of `tuner recommend` on a base that is not quantized."""
 
 
+LoggerName = Literal["mlflow", "wandb", "tensorboard"]
+
+
+def _distinct(names: tuple[LoggerName, ...]) -> tuple[LoggerName, ...]:
+    if len(set(names)) < len(names):
+        raise wrong("entries must differ from each other, got {names}", names=list(names))
+    return names
+
+
 METRICS = {
     "classification": (Metric.ACCURACY, Metric.MACRO_F1),
     "causal-lm": (Metric.EXACT_MATCH, Metric.CHOICE_ACCURACY, Metric.TOKEN_ACCURACY, Metric.PERPLEXITY),
@@ -340,6 +349,8 @@ class SweepConfig(Section):
     resources: ResourcesConfig = ResourcesConfig()
     baselines: BaselinesConfig = BaselinesConfig()
     confirm: ConfirmConfig = ConfirmConfig()
+    logging: Annotated[tuple[LoggerName, ...], Field(strict=False), AfterValidator(_distinct)] = ()
+    """Where trials are shown besides the report, with `resources.backend: ray`; see [logging](logging.md)."""
 
     @property
     def metric(self) -> Metric:

@@ -5,6 +5,7 @@
     │   ├── ConfigError            the sweep file, or what it names; holds every problem found
     │   ├── FolderError            a sweep's folder exists already, is none, is in use, can't be written
     │   ├── ResourcesError         the cluster has not what a trial asks for
+    │   ├── LoggingError           a logger that the sweep names can't be set up
     │   ├── PickError              no such trial, or its adapter was not kept
     │   ├── CompareError           sweeps of different tasks can't share a page
     │   ├── AdviceError            nothing can be recommended for what was asked
@@ -71,6 +72,10 @@ class FolderError(UsageError):
 
 class ResourcesError(UsageError):
     """A trial asks for more than any node of the cluster has."""
+
+
+class LoggingError(UsageError):
+    """A logger can't be set up: say, its server does not answer, or there is no key for it."""
 
 
 class PickError(UsageError):

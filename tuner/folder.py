@@ -7,6 +7,7 @@ reports/quickstart/
     adapters/           trial-0007/ in PEFT's format, for the trials on the front
     checkpoints/        trial-0009/ while a trial runs or is paused, or may still be audited
     logs/               one file per worker process
+    mlflow.db, wandb/, tensorboard/     what loggers write, where the sweep names them
 """
 
 from __future__ import annotations

@@ -153,6 +153,11 @@ class _Driver:
         """Whether `ask` will never give out a trial again."""
         return self._study.is_over
 
+    @property
+    def records(self) -> tuple[TrialRecord, ...]:
+        """All trials as the journal has them."""
+        return self._study.records
+
     def ask(self) -> TrialSpec | None:
         """The next trial."""
         spec = self._study.ask()

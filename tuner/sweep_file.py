@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -16,7 +16,7 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 
 from tuner.combinations import combination_problems
 from tuner.config import Place, SweepConfig, is_folder_name
-from tuner.dimensions import CHOICES, FIXED, RANGE, TAGS, Choices, Range, Section
+from tuner.dimensions import CHOICES, FIXED, RANGE, TAGS, Choices, Range
 from tuner.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -147,25 +147,26 @@ def _override(document: CommentedMap, override: str, *, file: str) -> None:
         raise ConfigError(file, (Problem(key=key, message=message),)) from error
 
 
-def _sections(document: CommentedMap, problems: list[Problem]) -> dict[str, Section]:
+def _sections(document: CommentedMap, problems: list[Problem]) -> dict[str, object]:
     """Check each section by itself, so that one bad section hides nothing of the others."""
     try:
         config = SweepConfig.model_validate(_plain(document))
     except ValidationError as error:
         problems += [_problem(document, detail) for detail in error.errors(include_url=False) if not _is_echo(detail)]
     else:
-        return {name: value for name, value in config if isinstance(value, Section)}
+        return dict(config)
     return dict(_valid_sections(document))
 
 
-def _valid_sections(document: CommentedMap) -> Iterator[tuple[str, Section]]:
+def _valid_sections(document: CommentedMap) -> Iterator[tuple[str, object]]:
     for name, field in SweepConfig.model_fields.items():
-        model = field.annotation
-        if isinstance(model, type) and issubclass(model, Section) and (name in document or not field.is_required()):
-            try:
-                yield name, model.model_validate(_plain(document.get(name, {})))
-            except ValidationError:
-                continue  # told already, by the whole
+        if name not in document and field.is_required():
+            continue
+        raw = _plain(document[name]) if name in document else field.get_default()
+        try:
+            yield name, TypeAdapter(field.rebuild_annotation()).validate_python(raw)
+        except ValidationError:
+            continue  # told already, by the whole
 
 
 def _problem(document: CommentedMap, detail: ErrorDetails) -> Problem:

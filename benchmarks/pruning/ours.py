@@ -87,6 +87,11 @@ class Counting:
         """As the study says."""
         return self._study.is_over
 
+    @property
+    def records(self) -> tuple[TrialRecord, ...]:
+        """As the study says."""
+        return self._study.records
+
     def ask(self) -> TrialSpec | None:
         """As the study says."""
         return self._study.ask()

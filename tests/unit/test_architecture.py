@@ -81,7 +81,7 @@ HOMES = {
         "tuner.vram.__main__",
     ),
     "pydantic_core": ("tuner.dimensions", "tuner.sweep_file"),
-    "ray": ("tuner.backends.ray_tune",),
+    "ray": ("tuner.backends.ray_logging", "tuner.backends.ray_tune"),
     "rich": ("tuner.live",),
     "ruamel": ("tuner.sweep_file",),
     "safetensors": (WORKER,),

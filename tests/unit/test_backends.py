@@ -23,6 +23,7 @@ class NotingStudy:
         self.decision = decision
         self.told: list[Outcome] = []
         self.is_over = True
+        self.records: tuple[TrialRecord, ...] = ()
 
     def ask(self) -> TrialSpec | None:
         return None

@@ -36,6 +36,12 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
         "floor: 0.5",
     ),
     (
+        {"logging": ["mlflow"]},
+        "logging",
+        "needs resources.backend: ray, whose loggers these are, got local",
+        "logging:",
+    ),
+    (
         {f"{SPACE}.lora_scale": 2.0, f"{SPACE}.lora_alpha": 16},
         f"{SPACE}.lora_alpha",
         "can't be given together with lora_scale (alpha / r): one follows from the other",
@@ -196,12 +202,22 @@ TAKEN: list[dict[str, Any]] = [
     {"training.optimizer": "paged_adamw_8bit", "resources.gpus_per_trial": 1},
     {"baselines.unquantized_lora": True, "model.quantization": "int8"},
     {"data.path": None, "data.name": "org/rows", "data.subset": "easy"},
+    {"logging": ["mlflow", "wandb", "tensorboard"], "resources.backend": "ray"},
 ]
 
 
 @pytest.mark.parametrize("changes", TAKEN, ids=str)
 def test_what_goes_together_is_taken(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert load_sweep_file(write_sweep(tmp_path, changes)).name == "small"
+
+
+def test_loggers_without_their_backend_are_told_beside_what_is_wrong_alone(tmp_path: Path) -> None:
+    file = write_sweep(tmp_path, {"logging": ["wandb"], "search.num_trials": 0})
+
+    with pytest.raises(ConfigError) as caught:
+        load_sweep_file(file)
+
+    assert {problem.key for problem in caught.value.problems} == {"logging", "search.num_trials"}
 
 
 def test_every_impossible_start_is_told_in_the_same_order(tmp_path: Path) -> None:

@@ -250,9 +250,7 @@ def test_baselines_stay_out_of_the_steps_saved_and_have_a_budget_of_their_own() 
     assert beside.baseline_budget.steps == 3 * 120
 
 
-@pytest.mark.parametrize(
-    ("metric", "best"), [("exact_match", "Best exact match"), ("perplexity", "Lowest perplexity")]
-)
+@pytest.mark.parametrize(("metric", "best"), [("exact_match", "Best exact match"), ("perplexity", "Lowest perplexity")])
 def test_the_picks_are_called_after_the_metric(metric: str, best: str) -> None:
     picks = build([scored(0, 1.0, 10)], lm_config(metric)).picks
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from tuner.report.importance import (
+from tuner.report.findings.importance import (
     MIN_TRIALS,
     Importance,
     Importances,

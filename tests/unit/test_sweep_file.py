@@ -19,7 +19,7 @@ from tuner.errors import ConfigError, Problem
 from tuner.sweep_file import load_sweep_file, write_sweep_file
 
 SPACE = "search.space"
-TOP_KEYS = "name, model, data, training, search, objectives, pruning, resources, baselines"
+TOP_KEYS = "name, model, data, training, search, objectives, pruning, resources, baselines, logging"
 SEARCHED = "{choices: [...]} or {low: ..., high: ...}"
 
 
@@ -34,6 +34,19 @@ BAD_VALUES = [
     # (changes, key, message, what the line told holds)
     ({"colour": 1}, "colour", f"is no known key; known here: {TOP_KEYS}", "colour: 1"),
     ({"serach": 1}, "serach", f"is no known key; did you mean 'search'? known here: {TOP_KEYS}", "serach: 1"),
+    (
+        {"logging": ["mlflow", "mlflow"], "resources.backend": "ray"},
+        "logging",
+        "entries must differ from each other, got ['mlflow', 'mlflow']",
+        "logging:",
+    ),
+    (
+        {"logging": ["comet"]},
+        "logging.0",
+        "must be 'mlflow', 'wandb' or 'tensorboard', got 'comet'",
+        "logging: [comet]",
+    ),
+    ({"logging": "mlflow"}, "logging", "must be a list, got 'mlflow'", "logging: mlflow"),
     (
         {"objectives.acuracy": "accuracy"},
         "objectives.acuracy",

@@ -26,6 +26,10 @@ class StudyVerbs(Protocol):
     def is_over(self) -> bool:
         """Whether `ask` will never give out a trial again."""
 
+    @property
+    def records(self) -> tuple[TrialRecord, ...]:
+        """All trials as the journal has them."""
+
     def ask(self) -> TrialSpec | None:
         """The next trial to work on, a new one or one that was paused; None when there is none now."""
 

@@ -1,4 +1,4 @@
-"""Trials side by side, placed by Ray Tune. Runs on the driver, `TrialActor` on workers; the only module that imports ray.
+"""Trials side by side, placed by Ray Tune. Runs on the driver, `TrialActor` on workers.
 
 Ray places trials, restarts them when a node is lost, and keeps worker processes alive between them. It is told nothing of
 accuracy: a searcher and a scheduler of a few lines pass everything on to the study. Ray's own OptunaSearch is not used: it
@@ -13,7 +13,8 @@ import os
 import pkgutil
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,8 @@ RESULT = "result"
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the live view is ours
     "RAY_USAGE_STATS_ENABLED": "0",  # a sweep calls nobody
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results live in the journal alone
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # nor does MLflow
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # only those that the sweep names
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the driver's
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the report and the journal have them
     "TUNE_RESULT_BUFFER_LENGTH": "1",  # a decision follows each report
@@ -67,7 +69,8 @@ class RayBackend:
             num_gpus=config.resources.gpus_per_trial,
             runtime_env={"env_vars": worker_environment(config)},
         )
-        return ray.get(look.remote(self._worker, config))
+        inspection: Inspection = ray.get(look.remote(self._worker, config))
+        return replace(inspection, problems=(*inspection.problems, *_logging_problems(config)))
 
     def run(self, config: SweepConfig, folder: Path, study: StudyVerbs) -> None:
         """Work until the study gives out no more trials."""
@@ -78,32 +81,27 @@ class RayBackend:
         verbs, trials = _Remembering(study), _Trials()
         scratch = folder / ".ray_tune"
         shutil.rmtree(scratch, ignore_errors=True)  # of a driver that was killed
-        tuner = tune.Tuner(
-            tune.with_resources(TrialActor, _placement(config)),
-            param_space={"worker": self._worker, "config": config, "folder": str(folder)},
-            tune_config=tune.TuneConfig(
-                search_alg=_StudySearcher(verbs, trials),
-                scheduler=_StudyScheduler(verbs, trials),
-                num_samples=-1,
-                max_concurrent_trials=concurrency,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(scratch),
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=config.resources.max_worker_restarts),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # workers keep their own
-            ),
-        )
-        try:
-            tuner.fit()
-        except TuneError:
-            if verbs.error:
-                raise verbs.error from None
-            raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with _logging(config, folder, study) as callbacks:
+            tuner = tune.Tuner(
+                tune.with_resources(TrialActor, _placement(config)),
+                param_space={"worker": self._worker, "config": config, "folder": str(folder)},
+                tune_config=tune.TuneConfig(
+                    search_alg=_StudySearcher(verbs, trials),
+                    scheduler=_StudyScheduler(verbs, trials),
+                    num_samples=-1,
+                    max_concurrent_trials=concurrency,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=str(scratch),
+                    verbose=0,
+                    callbacks=callbacks,
+                    failure_config=tune.FailureConfig(max_failures=config.resources.max_worker_restarts),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # workers keep their own
+                ),
+            )
+            _fit(tuner, verbs, scratch)
 
     def close(self) -> None:
         """Leave the cluster; one of our own goes down."""
@@ -139,6 +137,10 @@ class _Remembering:
     @property
     def is_over(self) -> bool:
         return self._study.is_over
+
+    @property
+    def records(self) -> tuple[TrialRecord, ...]:
+        return self._study.records
 
     def ask(self) -> TrialSpec | None:
         with self._remembering():
@@ -242,9 +244,36 @@ class _StudyScheduler(FIFOScheduler):
         )
 
 
+def _fit(tuner: tune.Tuner, verbs: _Remembering, scratch: Path) -> None:
+    try:
+        tuner.fit()
+    except TuneError:
+        if verbs.error:
+            raise verbs.error from None
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _inspect(worker: str, config: SweepConfig) -> Inspection:
     look: TrialWorker = pkgutil.resolve_name(worker)(config, None)
     return look.inspect()
+
+
+def _logging_problems(config: SweepConfig) -> tuple[tuple[str, str], ...]:
+    if not config.logging:
+        return ()
+    from tuner.backends.ray_logging import logging_problems  # noqa: PLC0415 -- imports every logger there is
+
+    return logging_problems(config)
+
+
+def _logging(config: SweepConfig, folder: Path, study: StudyVerbs) -> AbstractContextManager[list[tune.Callback]]:
+    if not config.logging:
+        return contextlib.nullcontext([])
+    from tuner.backends.ray_logging import logging_to  # noqa: PLC0415 -- imports every logger there is
+
+    return logging_to(config, folder, study)
 
 
 def _placement(config: SweepConfig) -> tune.PlacementGroupFactory:
