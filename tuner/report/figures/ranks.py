@@ -18,7 +18,7 @@ from tuner.trial import param_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tuner.report.findings.importance import Importance, Importances
+    from tuner.report.findings.importance import Importance
 
 SCALE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#808894")
 """Lines of different scales; Okabe and Ito's."""
@@ -34,8 +34,8 @@ def importance_figures(data: ReportData) -> tuple[Figure, ...]:
     title = f"Share of the {metric_text.name(data.metric)}'s variance (fANOVA)"
     beside = "Part in being among the best quarter (PED-ANOVA)"
     return (
-        _bars(found, values, title, [value.share for value in values]),
-        _bars(found, values, beside, [value.top for value in values]),
+        _bars(values, title, [value.share for value in values]),
+        _bars(values, beside, [value.top for value in values]),
     )
 
 
@@ -94,9 +94,9 @@ def _grid(
     return [[cell(module, band) for band in BANDS] for module in modules]
 
 
-def _bars(found: Importances, values: Sequence[Importance], title: str, shares: Sequence[Any]) -> Figure:
+def _bars(values: Sequence[Importance], title: str, shares: Sequence[Any]) -> Figure:
     names = [html.escape(value.name) or CHANCE_NAME for value in values]
-    colours = [_bar_colour(found, value) for value in values]
+    colours = [_bar_colour(value) for value in values]
     trace = {
         "type": "bar",
         "orientation": "h",
@@ -118,8 +118,8 @@ def _bars(found: Importances, values: Sequence[Importance], title: str, shares: 
     return built
 
 
-def _bar_colour(found: Importances, value: Importance) -> str:
-    return STYLES[Standing.FRONT if found.matters(value) else Standing.FINISHED].colour
+def _bar_colour(value: Importance) -> str:
+    return STYLES[Standing.FRONT if value.matters else Standing.FINISHED].colour
 
 
 def _effect_figure(data: ReportData, x_axis: dict[str, Any]) -> Figure:

@@ -73,6 +73,13 @@ class Importance:
     """Of the metric's variance over the space, as far as trees can learn it from the trials."""
     top: Share
     """Its part, of all choices', in being among the best quarter."""
+    beats_chance: float
+    """Share of the resamples in which it explains more of the variance than the made-up choice."""
+
+    @property
+    def matters(self) -> bool:
+        """Whether it explains more than chance would, beyond the noise."""
+        return self.beats_chance >= CONFIDENCE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,22 +95,13 @@ class Importances:
     num_missing: int
     """Trials that reported before this rung and did not reach it, or not yet; they count in nothing."""
     values: tuple[Importance, ...]
-    """The most important first; neighbours may be in no order, see `is_clear`."""
+    """The most important first; neighbours whose intervals overlap are in no order."""
     chance: Importance
     """Of the made-up choice that does nothing."""
     conditional: tuple[str, ...]
     """Parameters that not every compared trial has, and of which nothing is said therefore."""
     unvaried: tuple[str, ...]
     """Parameters that had the same value in every compared trial."""
-
-    def matters(self, value: Importance) -> bool:
-        """Whether a choice explains more than chance would, beyond the noise."""
-        return value.share.low > self.chance.share.high
-
-
-def is_clear(one: Share, other: Share) -> bool:
-    """Whether two shares may be ranked: their intervals don't overlap."""
-    return one.low > other.high or other.low > one.high
 
 
 def importances(records: Sequence[TrialRecord], config: SweepConfig) -> Importances | None:
@@ -234,7 +232,17 @@ def _found(places: dict[str, FloatArray], losses: FloatArray) -> dict[str, Impor
             top = PedAnovaImportanceEvaluator(target_quantile=TOP_SHARE)
         _add(shares, _evaluated(fanova, drawn, losses[rows]))
         _add(tops, _normed(_evaluated(top, drawn, losses[rows])))
-    return {name: Importance(name=name, share=_summary(shares[name]), top=_summary(tops[name])) for name in shares}
+    return {
+        name: Importance(
+            name=name,
+            share=_summary(shares[name]),
+            top=_summary(tops[name]),
+            beats_chance=statistics.fmean(
+                mine > chance for mine, chance in zip(shares[name], shares[CHANCE], strict=True)
+            ),
+        )
+        for name in shares
+    }
 
 
 def _evaluated(
