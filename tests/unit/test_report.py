@@ -30,7 +30,7 @@ from tuner.report.figures.labels import Font, place_labels
 from tuner.report.figures.views import STYLES, build_views, legend_of
 from tuner.report.listing import trials_table
 from tuner.report.page import report_html
-from tuner.report.picture import front_picture
+from tuner.report.picture import front_pictures
 from tuner.report.settings import settings
 from tuner.report.stopping import audit_text, savings, stop_counts
 from tuner.report.summary import summary_json
@@ -257,7 +257,7 @@ def test_the_picks_are_called_after_the_metric(metric: str, best: str) -> None:
     assert [pick.words for pick in picks] == [
         "Recommended: the knee of the front",
         best,
-        "Cheapest within the noise of the best",
+        "Cheapest within a standard error of the best",
     ]
 
 
@@ -864,23 +864,23 @@ def size_of(png: bytes) -> tuple[int, int]:
 
 
 def test_the_picture_has_its_size_and_is_the_same_each_time() -> None:
-    first, second = (front_picture(build(small_sweep()), "png") for _ in range(2))
+    first, second = (front_pictures(build(small_sweep()))["png"] for _ in range(2))
 
     assert size_of(first) == (1600, 700)
     assert first == second
 
 
 def test_the_picture_for_slides_is_an_svg_and_the_same_each_time() -> None:
-    first, second = (front_picture(build(small_sweep()), "svg") for _ in range(2))
+    first, second = (front_pictures(build(small_sweep()))["svg"] for _ in range(2))
 
     assert b"<svg" in first
     assert first == second
 
 
 def test_the_picture_is_drawn_with_baselines_and_for_perplexity() -> None:
-    assert size_of(front_picture(build([*small_sweep(), *four_baselines()]), "png")) == (1600, 700)
+    assert size_of(front_pictures(build([*small_sweep(), *four_baselines()]))["png"]) == (1600, 700)
     perplexity = build([scored(0, 3.5, 10), scored(1, 3.0, 99)], lm_config("perplexity"))
-    assert size_of(front_picture(perplexity, "png")) == (1600, 700)
+    assert size_of(front_pictures(perplexity)["png"]) == (1600, 700)
 
 
 # Files

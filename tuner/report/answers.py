@@ -94,6 +94,18 @@ def export_command(data: ReportData, number: int) -> str:
     return shlex.join(["tuner", "export", data.folder, "--to", target, "--pick", f"trial:{number}"])
 
 
+def ties_of(data: ReportData) -> dict[int, tuple[int, ...]]:
+    """Trial on the front -> the others on it that it can't be told apart from, by the metric."""
+    return {
+        one.number: tuple(
+            other.number
+            for other in data.front
+            if other.number != one.number and not gap_between(data, one, other).is_clear
+        )
+        for one in data.front
+    }
+
+
 def headline(data: ReportData) -> str:
     """The result in one to three sentences; no two trials are ranked that can't be told apart."""
     if not data.front:
@@ -145,16 +157,18 @@ def rank_text(data: ReportData) -> str:
     effect = data.rank_effect
     if effect is None:
         return ""
-    where = "over all scales" if effect.tested.scale is None else f"at {words.scale_text(effect.tested.scale)}"
+    mixed = "scales mixed, for no scale has enough ranks by itself"
+    where = mixed if effect.tested.scale is None else f"at {words.scale_text(effect.tested.scale)}"
     highest = effect.tested.best[-1].rank
     found = effect.plateau
     if found is None:
-        return f"Rank {highest:g}, the highest that finished {where}, is better than each lower one beyond the noise: go higher."
+        return f"Rank {highest:g}, the highest that finished ({where}), is better than each lower one beyond the noise."
     most = metric_text.gap(data.metric, max(0.0, found.largest_gain.high))
     paired = "paired on the test data" if found.largest_gain.is_paired else "on the validation data"
     return (
-        f"From rank {found.rank:g} on nothing more is gained, as far as a test can tell ({where}; {found.num_compared} higher "
-        f"ranks, each by its best trial, 95% intervals {paired}). The best of the higher ones, {found.largest_rank:g}, differs "
+        f"From rank {found.rank:g} on nothing more is gained, as far as a test can tell ({where}; "
+        f"{words.counted(found.num_compared, 'higher rank')}, by the best trial of each, 95% intervals {paired}). "
+        f"The best of them, {found.largest_rank:g}, differs "
         f"by {gap_text(data, found.largest_gain)}: a gain of up to {most} is not excluded."
     )
 

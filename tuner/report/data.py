@@ -325,7 +325,7 @@ def pick_words(metric: Metric) -> dict[str, str]:
     return {
         knee: "Recommended: the knee of the front",
         accurate: best[0].upper() + best[1:],
-        near: "Cheapest within the noise of the best",
+        near: "Cheapest within a standard error of the best",
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 WIDTH_PX, HEIGHT_PX, DPI = 1600, 700, 120
 POINTS_PER_CSS_PX = 72 / 96
 FONT_SIZE = 9
+FORMATS: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None}}
+"""Ending of a file -> metadata that would change from one machine or day to the next."""
+MOST_VECTORS = 500
+"""More points of one standing are pixels in the SVG too, which would be megabytes otherwise."""
 LINE_LENGTH = 85
 """Characters that fit under a panel."""
 FONT = Font(digit=10, height=13, gaps=(8, 16, 30, 50))
 
 
-def front_picture(data: ReportData, kind: Literal["png", "svg"]) -> bytes:
-    """Draw the front; the bytes of a picture of 1600 x 700 pixels. The same data gives the same bytes."""
+def front_pictures(data: ReportData) -> dict[str, bytes]:
+    """Draw the front, 1600 x 700 pixels; the bytes of each file by its ending. The same data gives the same bytes."""
     figure = Figure(figsize=(WIDTH_PX / DPI, HEIGHT_PX / DPI), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 2)
     views = build_views(data)
@@ -45,11 +49,16 @@ def front_picture(data: ReportData, kind: Literal["png", "svg"]) -> bytes:
     )
     figure.suptitle(f"{data.config.name}: the front", x=0.01, ha="left", fontsize=14, fontweight="bold")
     figure.draw_without_rendering()  # the labels need the final layout
+    figure.set_layout_engine("none")  # which is final: to find it once more takes as long as to draw
     for axes, view in zip(panels, views, strict=True):
         _label(axes, view)
+    return {kind: _saved(figure, kind) for kind in FORMATS}
+
+
+def _saved(figure: Figure, kind: str) -> bytes:
     picture = io.BytesIO()
     with rc_context({"svg.hashsalt": "tuner"}):  # names in an SVG are drawn by chance otherwise
-        figure.savefig(picture, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
+        figure.savefig(picture, format=kind, metadata=FORMATS[kind])
     return picture.getvalue()
 
 
@@ -107,6 +116,7 @@ def _markers(standing: Standing, x: Sequence[float] = (), y: Sequence[float] = (
         markerfacecolor="white" if style.is_hollow else style.colour,
         markeredgewidth=1.2,
         label=label,
+        rasterized=len(x) > MOST_VECTORS,
     )
 
 
@@ -125,4 +135,6 @@ def _label(axes: Axes, view: View) -> None:
 
 
 def _pixels(axes: Axes, places: Sequence[tuple[float, float]]) -> list[Pixel]:
-    return [tuple(axes.transData.transform(place)) for place in places]
+    if not places:
+        return []
+    return [(float(x), float(y)) for x, y in axes.transData.transform(places)]

@@ -8,8 +8,8 @@ from tuner import metric_text
 from tuner.report.data import ReportData, Standing
 from tuner.report.figures.axes import on_scale
 from tuner.report.figures.labels import Font, Pixel, place_labels
-from tuner.report.figures.plot import MOST_DRAWN, Figure, Trace, axis, figure, log_axis, marker
-from tuner.report.figures.views import LEGEND, STYLES, Point, View, build_views
+from tuner.report.figures.plot import Figure, Trace, axis, figure, log_axis, marker, thinned, thinned_note
+from tuner.report.figures.views import LEGEND, SEARCHED, STYLES, Point, View, build_views
 from tuner.report.words import short_count
 
 if TYPE_CHECKING:
@@ -39,8 +39,14 @@ def _front_figure(view: View) -> Figure:
     y_axis = axis(metric_text.axis(view.metric), range=list(view.y_span))
     hidden = f"{view.beyond}: double-click the plot to see all." if view.beyond else ""
     beside = f"{view.at_edge}." if view.at_edge else ""
-    note = " ".join(part for part in (hidden, beside) if part)
+    left_out = " ".join(filter(None, (_left_out(view, standing) for standing in SEARCHED)))
+    note = " ".join(part for part in (hidden, beside, left_out) if part)
     return figure(view.title, note, [_line(view), *traces], axis(view.x_label, **x_axis), y_axis)
+
+
+def _left_out(view: View, standing: Standing) -> str:
+    note = "" if standing is Standing.FRONT else thinned_note(view.of(standing))
+    return f"{standing.value.capitalize()}: {note}" if note else ""
 
 
 def _line(view: View) -> Trace:
@@ -55,11 +61,11 @@ def _line(view: View) -> Trace:
 
 
 def _scatter(points: Sequence[Point], standing: Standing, labels: Labels) -> Trace:
-    placed = [labels.get(point.row.number, ("", "top left")) for point in points]
     is_front = standing is Standing.FRONT
+    points = points if is_front else thinned(points)
+    placed = [labels.get(point.row.number, ("", "top left")) for point in points]
     return {
-        # a browser draws some thousand points at ease only with its graphics card
-        "type": "scattergl" if len(points) > MOST_DRAWN and not is_front else "scatter",
+        "type": "scatter",
         "mode": "markers+text" if any(text for text, _ in placed) else "markers",
         "cliponaxis": not is_front,
         "opacity": 1 if standing in {Standing.FRONT, Standing.BASELINE} else FAINT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuner import metric_text
 from tuner.report.data import ReportData, Row, Standing
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Trace = dict[str, Any]
 """One series in Plotly's words. `customdata` holds trial numbers, by which the page links plots and finds what to say."""
+
+T = TypeVar("T")
 
 GRID = "rgba(128,128,128,0.22)"
 RATIO_FOR_LOG = 20
@@ -131,12 +133,12 @@ def figure(title: str, note: str, traces: Sequence[Trace], x_axis: dict[str, Any
     return Figure(title=title, note=note, plotly={"data": [*traces], "layout": layout})
 
 
-def thinned(rows: Sequence[Row]) -> Sequence[Row]:
-    """Every so many-th of more rows than a browser draws at ease."""
+def thinned(rows: Sequence[T]) -> Sequence[T]:
+    """Every so many-th of more trials than a browser draws at ease."""
     return rows[:: math.ceil(len(rows) / MOST_DRAWN)] if len(rows) > MOST_DRAWN else rows
 
 
-def thinned_note(rows: Sequence[Row]) -> str:
-    """What a plot says of the rows that it leaves out; empty where it draws all."""
+def thinned_note(rows: Sequence[object]) -> str:
+    """What a plot says of the trials that it leaves out; empty where it draws all."""
     num = len(thinned(rows))
     return f"{num:,} of {len(rows):,} trials are drawn." if num < len(rows) else ""

@@ -54,7 +54,7 @@ def _timeline_figure(data: ReportData) -> Figure:
     standings = {row.number: row.standing for row in data.rows}
     grouped: dict[Standing, list[Stretch]] = defaultdict(list)
     for one in shown:
-        grouped[standings.get(one.number, Standing.FRONT)].append(one)
+        grouped[standings.get(one.number, Standing.CONFIRMED)].append(one)
     traces = [_bars(standing, some, unit_s) for standing, some in grouped.items()]
     left_out = len(timeline.stretches) - len(shown)
     note = f"{left_out:,} later stretches of work are not drawn." if left_out else ""

@@ -73,8 +73,9 @@ def heat_figures(data: ReportData) -> tuple[Figure, ...]:
         "showscale": False,
         "meta": {"grids": dict(zip([row.number for row in data.front], grids[1:], strict=True)), "mean": grids[0]},
     }
+    plain = axis("", showgrid=False)
     built = figure(
-        "Ranks on the front, by module and depth", "0: not adapted. Mean over the front.", [trace], axis(""), axis("")
+        "Ranks on the front, by module and depth", "0: not adapted. Mean over the front.", [trace], plain, plain
     )
     built.plotly["layout"]["height"] = 120 + 34 * len(modules)
     return (built,)
@@ -113,7 +114,7 @@ def _bars(values: Sequence[Importance], title: str, shares: Sequence[Any]) -> Fi
         "marker": {"color": colours},
         "hovertemplate": "%{y}: %{x:.0f}%<extra></extra>",
     }
-    built = figure(title, "", [trace], axis("Share (%), with its 95% interval", range=[0, 100]), axis(""))
+    built = figure(title, "", [trace], axis("%, with its 95% interval", range=[0, 100]), axis(""))
     built.plotly["layout"]["height"] = 110 + 30 * len(values)
     return built
 
@@ -131,7 +132,7 @@ def _effect_figure(data: ReportData, x_axis: dict[str, Any]) -> Figure:
     y_axis = axis(metric_text.axis(data.metric), range=list(padded([y for trace in bands for y in trace["y"]])))
     title = f"{metric_text.title(data.metric)} against rank, each at the best learning rate found"
     built = figure(title, thinned_note(data.rows_of(Standing.FINISHED)), [*behind, *bands], x_axis, y_axis)
-    built.plotly["layout"] |= {"showlegend": True, "legend": {"orientation": "h", "y": -0.25}}
+    built.plotly["layout"] |= {"showlegend": True, "legend": {"orientation": "h", "y": -0.2}}
     return built
 
 

@@ -48,7 +48,7 @@ STYLES = {
     Standing.PAUSED: Style(colour="#56b4e9", size=8, is_hollow=True),
     Standing.BASELINE: Style(colour="#b07d00", size=9, is_hollow=True, is_diamond=True),
     Standing.AUDIT: Style(colour="#d55e00", size=8, is_hollow=True, is_diamond=True),
-    Standing.CONFIRMED: Style(colour="#0072b2", size=7, is_hollow=True, is_diamond=True),
+    Standing.CONFIRMED: Style(colour="#7b5ea7", size=7, is_hollow=True, is_diamond=True),
 }
 """A ring is what has not finished, a diamond what stands beside the search."""
 

@@ -132,7 +132,7 @@ def too_few_examples(seen: Seen) -> Iterator[Diagnosis]:
                 f"Trials {one.number} and {other.number} are {apart} apart on {have:,} validation examples, "
                 "which is within the noise."
             ),
-            advice=f"About {num:,} validation examples would tell them apart, if the gap stays as it is.",
+            advice=f"About {_rounded(num):,} validation examples would tell them apart, if the gap stays as it is.",
         )
         return
 
@@ -186,6 +186,11 @@ def moved_by_seeds(seen: Seen) -> Iterator[Diagnosis]:
             ),
             advice="Choose by cost, not by these scores; or raise confirm.seeds.",
         )
+
+
+def _rounded(num: int) -> int:
+    """To two digits: nobody knows the gap better than that."""
+    return int(float(f"{num:.1e}"))
 
 
 def _edge_of(seen: Seen, name: str, dimension: Searched, kind: Kind) -> Iterator[Diagnosis]:

@@ -32,7 +32,7 @@ from tuner.space import Searched, dimensions
 from tuner.trial import FailReason, Metric, Metrics, ParamValue, TrialRecord
 
 if TYPE_CHECKING:
-    from optuna.importance import BaseImportanceEvaluator
+    import optuna
 
     from tuner.config import SweepConfig
 
@@ -43,7 +43,7 @@ MOST = 0.75
 a normal metric's variance is left, without the worst half a third, and what made them bad seems to matter less than it does."""
 TOP_SHARE = 0.25
 """The best quarter."""
-NUM_RESAMPLES, NUM_TREES = 32, 2
+NUM_RESAMPLES, NUM_TREES = 24, 2
 """Resamples of the trials, and fANOVA's trees for each."""
 MOST_DRAWN = 100
 """Trials in a resample, for fANOVA's cost grows faster than their number; the intervals are then wider than they need be."""
@@ -226,12 +226,17 @@ def _found(places: dict[str, FloatArray], losses: FloatArray) -> dict[str, Impor
     for seed in range(NUM_RESAMPLES):
         rows = draw.integers(len(losses), size=min(len(losses), MOST_DRAWN))
         columns = {**places, CHANCE: draw.random(len(losses))}
-        drawn = {name: column[rows] for name, column in columns.items()}
-        with experimental():
-            fanova = FanovaImportanceEvaluator(n_trees=NUM_TREES, seed=seed)
-            top = PedAnovaImportanceEvaluator(target_quantile=TOP_SHARE)
-        _add(shares, _evaluated(fanova, drawn, losses[rows]))
-        _add(tops, _normed(_evaluated(top, drawn, losses[rows])))
+        if len(set(losses[rows].tolist())) == 1:  # which says nothing
+            continue
+        study = _study({name: column[rows] for name, column in columns.items()}, losses[rows])
+        with experimental(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of few trials, which the intervals show
+            explained = FanovaImportanceEvaluator(n_trees=NUM_TREES, seed=seed).evaluate(study)
+            top = PedAnovaImportanceEvaluator(target_quantile=TOP_SHARE).evaluate(study)
+        total = sum(top.values()) or 1.0
+        for name in columns:
+            shares[name].append(float(explained[name]))
+            tops[name].append(float(top[name] / total))
     return {
         name: Importance(
             name=name,
@@ -245,14 +250,10 @@ def _found(places: dict[str, FloatArray], losses: FloatArray) -> dict[str, Impor
     }
 
 
-def _evaluated(
-    evaluator: BaseImportanceEvaluator, columns: dict[str, FloatArray], losses: FloatArray
-) -> dict[str, float]:
-    """What one of Optuna's evaluators says of some trials; nothing where they are all alike."""
-    import optuna  # noqa: PLC0415 -- the report is imported by what needs no importance
+def _study(columns: dict[str, FloatArray], losses: FloatArray) -> optuna.Study:
+    """Some trials as Optuna's evaluators take them."""
+    import optuna  # noqa: PLC0415 -- as above
 
-    if len(set(losses.tolist())) == 1:
-        return {}
     place: optuna.distributions.BaseDistribution = optuna.distributions.FloatDistribution(0.0, 1.0)
     distributions = dict.fromkeys(columns, place)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -267,20 +268,7 @@ def _evaluated(
             for row, loss in enumerate(losses)
         ]
     )
-    with experimental(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # optuna's evaluators warn of few trials, which the intervals show
-        return {name: float(value) for name, value in evaluator.evaluate(study).items()}
-
-
-def _normed(values: dict[str, float]) -> dict[str, float]:
-    total = sum(values.values())
-    return {name: value / total for name, value in values.items()} if total > 0 else {}
-
-
-def _add(columns: dict[str, list[float]], values: dict[str, float]) -> None:
-    """A resample in which all were alike says nothing."""
-    for name in columns if values else ():
-        columns[name].append(values.get(name, 0.0))
+    return study
 
 
 def _summary(shares: Sequence[float]) -> Share:

@@ -24,6 +24,8 @@ MOST_SCALES = 4
 """With more scales than this, those within a factor of two are taken as one."""
 MIN_RANKS = 2
 """Ranks that a comparison needs."""
+ENOUGH_RANKS = 3
+"""Where no scale has as many ranks as this, trials of all scales are compared, and the report says so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +76,7 @@ class RankEffect:
     """Accuracy against rank."""
 
     bands: tuple[Band, ...]
-    """By rising scale; one of mixed scales where no scale has two ranks."""
+    """By rising scale; at last one of mixed scales, where no scale by itself has enough ranks."""
     tested: Band
     """The band that the test is made on: that with most ranks, then most trials."""
     plateau: Plateau | None
@@ -104,11 +106,11 @@ def rank_effect(
         if record.last and math.isfinite(record.last.accuracy) and placed.get(record.number)
     ]
     bands = [band for band in _bands(metric, known, placed) if len(band.best) >= MIN_RANKS]
-    if not bands:
-        mixed = _band(metric, known, placed, scale=None)
-        if len(mixed.best) < MIN_RANKS:
-            return None
-        bands = [mixed]
+    mixed = _band(metric, known, placed, scale=None)
+    if len(mixed.best) < MIN_RANKS:
+        return None
+    if max((len(band.best) for band in bands), default=0) < min(ENOUGH_RANKS, len(mixed.best)):
+        bands.append(mixed)
     tested = max(bands, key=lambda band: (len(band.best), band.num_trials))
     plateau = _plateau(metric, tested, tests)
     return RankEffect(bands=tuple(bands), tested=tested, plateau=plateau, is_gain_clear=plateau is None)
