@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tuner import metric_text
 from tuner.report import words
+from tuner.report.answers import ties_of
 from tuner.report.data import ReportData, Row
 from tuner.report.findings.intervals import held_out_estimate
 from tuner.space import searched_params
@@ -35,23 +36,18 @@ class Table:
     """(trial, cells)."""
 
 
+MOST_TIES = 5
+"""Trials that a cell lists."""
 EMPTY = Cell(text="", key=None)
 
 
 def front_table(data: ReportData) -> Table:
-    """The front, cheapest first, with the scores on the test data, what was measured and what was sampled."""
-    names = searched_params(data.config.search.space)
-    tests = _test_names(data)
-    head = (
-        ("Trial", "number"),
-        ("State", ""),
-        *((name, "number") for name in (*tests, *_measured_names(data))),
-        *((name, "") for name in names),
-    )
-    rows = (
-        (row, (*_test_cells(data, row), *_measured_cells(data, row), *_param_cells(row, names))) for row in data.front
-    )
-    return Table(head=head, rows=tuple(rows))
+    """The front, cheapest first, with the scores on the test data, ties, what was measured and what was sampled."""
+    names, ties = searched_params(data.config.search.space), ties_of(data)
+    numbers = [(name, "number") for name in _test_names(data)], [(name, "number") for name in _measured_names(data)]
+    head = (("Trial", "number"), ("State", ""), *numbers[0], ("Not told apart from", ""), *numbers[1])
+    rows = ((row, _front_cells(data, row, ties[row.number], names)) for row in data.front)
+    return Table(head=(*head, *((name, "") for name in names)), rows=tuple(rows))
 
 
 def trials_table(data: ReportData) -> Table:
@@ -91,6 +87,15 @@ def _test_cells(data: ReportData, row: Row) -> tuple[Cell, ...]:
     low_high = held_out_estimate(data.metric, found)
     span = f"{metric_text.number(data.metric, low_high.low)} to {metric_text.number(data.metric, low_high.high)}"
     return (Cell(text=f"{metric_text.number(data.metric, found.accuracy)} ({span})", key=found.accuracy),)
+
+
+def _front_cells(data: ReportData, row: Row, ties: Sequence[int], names: Sequence[str]) -> tuple[Cell, ...]:
+    return (*_test_cells(data, row), _ties_cell(ties), *_measured_cells(data, row), *_param_cells(row, names))
+
+
+def _ties_cell(numbers: Sequence[int]) -> Cell:
+    shown = ", ".join(map(str, numbers[:MOST_TIES])) + (" ..." if len(numbers) > MOST_TIES else "")
+    return Cell(text=shown or "none: clearly apart", key=len(numbers), title=", ".join(map(str, numbers)))
 
 
 def _measured_names(data: ReportData) -> tuple[str, ...]:

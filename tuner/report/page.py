@@ -56,6 +56,7 @@ def report_html(data: ReportData, *, refresh_s: int | None = None) -> str:
             headline=answers.headline(data),
             cards=answers.build_cards(data),
             comparisons=answers.comparisons(data),
+            tied=[row.number for row in answers.tied_with_best(data)],
             sections=sections,
             packed=packed({"figures": plotly_of(sections), "texts": _texts(data), "trials": _rows_of(trials)}),
             plotly=packed_plotly(),

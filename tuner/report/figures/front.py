@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tuner import metric_text
+from tuner.report.answers import tied_with_best
 from tuner.report.data import ReportData, Standing
 from tuner.report.figures.axes import on_scale
 from tuner.report.figures.labels import Font, Pixel, place_labels
@@ -29,10 +30,11 @@ FAINT = 0.55
 
 def front_figures(data: ReportData) -> tuple[Figure, ...]:
     """The 2-D views of the front; none before a trial is there to show."""
-    return tuple(_front_figure(view) for view in build_views(data) if view.points)
+    tied = {row.number for row in tied_with_best(data)} if len(data.front) > 1 else set()
+    return tuple(_front_figure(view, tied) for view in build_views(data) if view.points)
 
 
-def _front_figure(view: View) -> Figure:
+def _front_figure(view: View, tied: set[int]) -> Figure:
     labels = _labels(view)
     traces = [_scatter(view.of(standing), standing, labels) for standing in reversed(LEGEND)]
     x_axis = log_axis(view.x_span, short_count) if view.is_log else {"range": list(view.x_span)}
@@ -41,7 +43,21 @@ def _front_figure(view: View) -> Figure:
     beside = f"{view.at_edge}." if view.at_edge else ""
     left_out = " ".join(filter(None, (_left_out(view, standing) for standing in SEARCHED)))
     note = " ".join(part for part in (hidden, beside, left_out) if part)
-    return figure(view.title, note, [_line(view), *traces], axis(view.x_label, **x_axis), y_axis)
+    return figure(view.title, note, [_line(view), _rings(view, tied), *traces], axis(view.x_label, **x_axis), y_axis)
+
+
+def _rings(view: View, tied: set[int]) -> Trace:
+    """Around each trial that can't be told apart from the best."""
+    ringed = [point for point in view.of(Standing.FRONT) if point.row.number in tied] if len(tied) > 1 else []
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [point.x for point in ringed],
+        "y": [point.y for point in ringed],
+        "marker": {"symbol": "circle-open", "size": 19, "color": STYLES[Standing.FRONT].colour, "line": {"width": 1.2}},
+        "cliponaxis": False,
+        "hoverinfo": "skip",
+    }
 
 
 def _left_out(view: View, standing: Standing) -> str:
