@@ -5,12 +5,12 @@ MODEL := models/all-minilm-l6-v2
 CHAT_MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 OUT ?= reports/quickstart
 
-.PHONY: help setup sweep smollm2 test format lint types unit integration clean
+.PHONY: help setup sweep smollm2 test format lint types unit integration browser clean
 
 help:
 	@echo "make sweep   set up, then run search_spaces/quickstart.yaml into $(OUT)"
 	@echo "make smollm2 bring the chat model that search_spaces/tool-calling-smollm2.yaml trains (98 MB)"
-	@echo "make test    set up, then format check, lint, types, unit and integration tests"
+	@echo "make test    set up, then format check, lint, types, unit, integration and browser tests"
 
 setup: .venv/.ready $(MODEL)/config.json
 
@@ -37,7 +37,7 @@ smollm2: setup $(CHAT_MODEL)
 sweep: setup
 	$(BIN)/tuner run search_spaces/quickstart.yaml --out $(OUT)
 
-test: format lint types unit integration
+test: format lint types unit integration browser
 
 format: setup
 	$(BIN)/ruff format --check .
@@ -53,6 +53,11 @@ unit: setup
 
 integration: setup
 	$(BIN)/pytest tests/integration tests/gpu
+
+# The report is tested in a real browser; Debian's Chromium is taken where there is none.
+browser: setup
+	command -v chromium chromium-browser google-chrome || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
+	TUNER_REQUIRE_BROWSER=1 $(BIN)/pytest tests/browser
 
 clean:
 	rm -rf .venv build models
