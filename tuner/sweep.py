@@ -12,6 +12,7 @@ from tuner.backends import WORKER, Backend, build_backend
 from tuner.errors import ConfigError, Problem, TooManyFailuresError
 from tuner.folder import SweepFolder
 from tuner.front import Objective, front, objectives_of
+from tuner.journal import open_journal
 from tuner.live import NoView, View
 from tuner.predictor import predicting
 from tuner.report import write_report
@@ -19,6 +20,7 @@ from tuner.space import space_problems
 from tuner.study import Study, create_study, open_study
 from tuner.sweep_file import find_line, load_sweep_file, write_sweep_file
 from tuner.trial import Decision, Inspection, Metrics, Outcome, TrialRecord, TrialSpec
+from tuner.without_gc import without_gc
 
 if TYPE_CHECKING:
     from tuner.config import SweepConfig
@@ -134,8 +136,10 @@ def load(folder: Path | str) -> Sweep:
     sweep_folder = SweepFolder(Path(folder))
     sweep_folder.require_sweep()
     config = load_sweep_file(sweep_folder.sweep_file)
-    study = open_study(sweep_folder.journal, config)
-    return _sweep(study, config, sweep_folder)
+    with without_gc():
+        journal = open_journal(sweep_folder.journal, config.name)  # a study would also work out who is next
+        records = sorted(journal.load_records(), key=lambda record: record.place)
+    return Sweep(folder=sweep_folder.path, config=config, inspection=journal.inspection, records=tuple(records))
 
 
 class _Driver:

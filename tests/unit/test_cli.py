@@ -46,7 +46,7 @@ def test_report_imports_neither_torch_nor_ray(swept: Path) -> None:
     loaded = modules_after(f"import sys; sys.argv = ['tuner', 'report', {str(swept)!r}]\nfrom tuner.cli import app\n"
                            "try: app()\nexcept SystemExit: pass")  # fmt: skip
 
-    assert not loaded & {"torch", "ray", "transformers", "peft", "bitsandbytes", "pandas"}
+    assert not loaded & {"torch", "ray", "transformers", "peft", "bitsandbytes"}
 
 
 def test_report_says_the_front_and_where_the_page_is(

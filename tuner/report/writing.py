@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import importlib.metadata
 import os
 from typing import TYPE_CHECKING
@@ -14,9 +12,10 @@ from tuner.report.page import report_html
 from tuner.report.picture import front_pictures
 from tuner.report.summary import summary_json
 from tuner.report.tables import front_csv, trials_csv
+from tuner.without_gc import without_gc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tuner.config import SweepConfig
@@ -57,7 +56,7 @@ def write_report(
         ValueError: Trials had their memory measured in different ways, so that they can't be compared.
         OSError: A file can't be written; files of an earlier report are then still whole.
     """
-    with _without_collection():
+    with without_gc():
         contents = _contents(report_data(folder, config, inspection, records), refresh_s)
     return tuple(replace_file(folder / name, content) for name, content in contents.items())
 
@@ -71,18 +70,6 @@ def _contents(data: ReportData, refresh_s: int | None) -> dict[str, bytes]:
         "report.md": report_md(data).encode(),
         **{f"front.{ending}": picture for ending, picture in front_pictures(data).items()},
     }
-
-
-@contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """A large report is a million small values, none of them in a cycle: to look for cycles takes a fifth of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def replace_file(path: Path, content: bytes) -> Path:

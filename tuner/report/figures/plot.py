@@ -29,13 +29,7 @@ RATIO_FOR_LOG = 20
 """Losses and perplexities that lie further apart get a logarithmic axis."""
 MOST_DRAWN = 1_000
 """Points or lines of one standing that a plot draws; of more, every so many-th is drawn, and the plot says so."""
-BACK_TO_FRONT = (
-    Standing.PAUSED,
-    Standing.RUNNING,
-    Standing.INFEASIBLE,
-    Standing.FAILED,
-    *reversed(LEGEND),
-)
+BACK_TO_FRONT = tuple(reversed(LEGEND))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -58,11 +58,17 @@ LEGEND = {
     Standing.STOPPED: "not finished: stopped early, at its last evaluation",
     Standing.AUDIT: "stopped early, and finished after all by the audit",
     Standing.CONFIRMED: "trained again from another seed",
+    Standing.FAILED: "failed, at its last evaluation",
+    Standing.INFEASIBLE: "does not fit, at its last evaluation",
+    Standing.RUNNING: "running, at its last evaluation",
+    Standing.PAUSED: "paused, at its last evaluation",
     Standing.BASELINE: "baseline, beside the search",
 }
 """What the views show, drawn from the last to the first."""
 SEARCHED = (Standing.FRONT, Standing.FINISHED, Standing.STOPPED)
 """The standings of the search's own trials among them."""
+UNFINISHED = (Standing.FAILED, Standing.INFEASIBLE, Standing.RUNNING, Standing.PAUSED)
+"""Those that are drawn, and told in the legend, only where one has reported."""
 LABELLED = (Standing.FRONT, Standing.BASELINE)
 """The standings whose points get their mark written beside them."""
 
@@ -156,6 +162,9 @@ def legend_of(data: ReportData) -> dict[Standing, str]:
     legend: dict[Standing, str] = {standing: LEGEND[standing] for standing in SEARCHED}
     if _finished(data.audits):
         legend[Standing.AUDIT] = LEGEND[Standing.AUDIT]
+    for standing in UNFINISHED:
+        if any(row.last for row in data.rows_of(standing)):
+            legend[standing] = LEGEND[standing]
     if _finished(data.confirmed):
         legend[Standing.CONFIRMED] = LEGEND[Standing.CONFIRMED]
     if key := baseline_key(data):
@@ -217,7 +226,7 @@ def _view(data: ReportData, cost: _CostAxis) -> View:
 
 def _picked_first(data: ReportData) -> list[Row]:
     picked = {pick.row.number for pick in data.picks}
-    return sorted(data.rows_of(*SEARCHED), key=lambda row: row.number not in picked)
+    return sorted(data.rows_of(*SEARCHED, *UNFINISHED), key=lambda row: row.number not in picked)
 
 
 def _finished(rows: Sequence[Row]) -> list[Row]:
