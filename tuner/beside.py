@@ -10,26 +10,29 @@ from tuner.front import front, objectives_of, worth_confirming
 from tuner.trial import TrialState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from tuner.config import SweepConfig
     from tuner.trial import Inspection, TrialRecord, TrialSpec
 
 
-def after_search(records: Sequence[TrialRecord], config: SweepConfig, inspection: Inspection) -> Iterator[TrialSpec]:
+def after_search(
+    records: Sequence[TrialRecord], config: SweepConfig, inspection: Inspection, retried: Collection[int] = ()
+) -> Iterator[TrialSpec]:
     """What is still to be done once the search is over; all of it hangs on what the search found, and nothing on the test data.
 
     Args:
         records: All that the study knows; no trial of the search is open.
         config: The sweep.
         inspection: What was found in the data.
+        retried: Numbers of those that failed and are to be begun anew.
 
     Yields:
         Those not begun yet: audits, then the front's scores on the test data, then its best from other seeds. The number is
         that of the next trial beside the search.
     """
     number = min((0, *(record.number for record in records))) - 1
-    begun = {_purpose(record.spec) for record in records}
+    begun = {_purpose(record.spec) for record in records if record.number not in retried}
     searched = [record for record in records if record.spec.is_searched]
     best = front(searched, objectives_of(config))
     for spec in (*_audits(searched, config), *_scores(best, inspection), *_confirmations(best, config)):

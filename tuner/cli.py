@@ -70,7 +70,7 @@ def report(
         typer.echo(
             f"report: {folder / 'report.html'}, written anew every {watching.EVERY_S:g} s; Ctrl-C ends it", err=True
         )
-        with _interruptible():
+        with _interruptible("no longer watched; the sweep goes on"):
             _tell(watching.watch(folder))
         return
     loaded = sweep.load(folder)
@@ -172,11 +172,13 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible(
+    words: str = "interrupted; all that was reported is kept, `tuner resume DIR` goes on from there",
+) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("interrupted; all that was reported is kept, `tuner resume DIR` goes on from there", err=True)
+        typer.echo(words, err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -83,13 +83,18 @@ def front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tu
     Raises:
         ValueError: Finished trials had their memory measured in different ways, so that they can't be compared.
     """
-    finished = [record for record in records if is_candidate(record)]
+    finished = [record for record in records if is_candidate(record) and _has_place(record, objectives)]
     if len({record.last.memory_kind for record in finished if record.last}) > 1:
         msg = "two kinds of memory can't share a front"
         raise ValueError(msg)
     mask = non_dominated_mask(_losses(finished, objectives))
     on_front = [record for record, is_on in zip(finished, mask, strict=True) if is_on]
     return tuple(sorted(on_front, key=lambda record: _cost_order(record, objectives)))
+
+
+def _has_place(record: TrialRecord, objectives: Sequence[Objective]) -> bool:
+    """Whether all that is weighed is finite; a perplexity may be too large for a float."""
+    return record.last is not None and all(math.isfinite(goal.of(record.last)) for goal in objectives)
 
 
 def is_candidate(record: TrialRecord) -> bool:

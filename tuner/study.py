@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,12 @@ class Study:
             self._recall(record)
         self._unfinished = [record.spec for record in self.records if record.state is TrialState.RUNNING]
         self._baselines = [spec for spec in baseline_specs(config, self.inspection) if spec.number not in self._records]
+        self._retried = {
+            record.number
+            for record in self._records.values()
+            if record.spec.scores is not None and record.state is TrialState.FAIL
+        }
+        """Scorings that failed under an earlier driver: whoever resumes has mended the cause."""
         self._is_recovered = False
         self._is_over = False
         self.predict: Callable[[TrialSpec], Prediction | None] = lambda _: None
@@ -277,10 +283,13 @@ class Study:
 
     def _next_after_search(self) -> TrialSpec | None:
         """The next that stands beside the search; what does not fit is written down as such."""
-        while (spec := next(after_search(self.records, self._config, self.inspection), None)) is not None:
+        while (spec := next(self._after_search(), None)) is not None:
             if (begun := self._begun(spec)) is not None:
                 return begun
         return None
+
+    def _after_search(self) -> Iterator[TrialSpec]:
+        return after_search(self.records, self._config, self.inspection, self._retried)
 
     def _finished(self, number: int, metrics: Metrics) -> Decision:
         if number >= 0:

@@ -29,13 +29,15 @@ def watch(folder: Path | str, *, every_s: float = EVERY_S, sleep: Callable[[floa
     """
     place, seen = SweepFolder(Path(folder)), -1
     place.require_sweep()
-    while place.is_in_use():
-        if (size := place.journal.stat().st_size) != seen:
-            seen = size
-            _write(load(folder), refresh_s=max(1, round(every_s)))
-        sleep(every_s)
-    swept = load(folder)
-    _write(swept, refresh_s=None)
+    try:
+        while place.is_in_use():
+            if (size := place.journal.stat().st_size) != seen:
+                seen = size
+                _write(load(folder), refresh_s=max(1, round(every_s)))
+            sleep(every_s)
+    finally:  # after Ctrl-C too, or the page would go on looking for a newer one
+        swept = load(folder)
+        _write(swept, refresh_s=None)
     return swept
 
 

@@ -13,7 +13,8 @@ from tests.sweeps import write_sweep
 from tuner import sweep
 from tuner.beside import after_search
 from tuner.front import front, objectives_of, worth_confirming
-from tuner.trial import HeldOut, TrialRecord, TrialSpec, TrialState
+from tuner.trial import FailReason, HeldOut, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
+from tuner.worker.synthetic import SyntheticWorker
 
 SYNTHETIC = "tuner.worker.synthetic:SyntheticWorker"
 LADDER = tuple(
@@ -110,3 +111,25 @@ def test_a_sweep_that_is_resumed_scores_nothing_twice(tmp_path: Path) -> None:
 
     assert resumed.records == swept.records
     assert all(record.state is not TrialState.RUNNING for record in resumed.records)
+
+
+class Forgetful(SyntheticWorker):
+    """Can't find the adapters that it is to score."""
+
+    def advance(self) -> Metrics | Outcome:
+        if self._spec and self._spec.scores is not None:
+            return Outcome(state=TrialState.FAIL, reason=FailReason.EXCEPTION, detail="FileNotFoundError: gone")
+        return super().advance()
+
+
+def test_a_scoring_that_failed_is_not_tried_again_by_the_same_driver_and_is_by_the_next(tmp_path: Path) -> None:
+    file = write_sweep(tmp_path, {"search.num_trials": 4, "data.test": 500, "resources.max_failures_in_a_row": 99})
+    swept = sweep.run(file, out=tmp_path / "out", worker=f"{__name__}:Forgetful")
+    failed = [record for record in swept.records if record.state is TrialState.FAIL]
+
+    resumed = sweep.resume(tmp_path / "out", worker=SYNTHETIC)
+
+    assert sorted(record.spec.scores or 0 for record in failed) == sorted(record.number for record in swept.front)
+    assert len(resumed.records) == len(swept.records) + len(failed)
+    scored = {record.spec.scores for record in resumed.records if record.last and record.last.held_out}
+    assert scored == {record.number for record in swept.front}

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import math
+import random
 import struct
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from tuner import metric_text
 from tuner.exporting import is_as_reported
 from tuner.report import write_report
 from tuner.report.answers import build_cards, export_command, headline
-from tuner.report.data import ReportData, Standing, build_report_data
+from tuner.report.data import ReportData, build_report_data
 from tuner.report.figures import BACK_TO_FRONT, curve_figures, front_figures, hover, param_figures
 from tuner.report.figures.axes import clipped, log_ticks, stretched
 from tuner.report.figures.labels import Font, place_labels
@@ -31,12 +32,13 @@ from tuner.report.figures.views import STYLES, build_views, legend_of
 from tuner.report.listing import trials_table
 from tuner.report.page import report_html
 from tuner.report.picture import front_pictures
+from tuner.report.rows import Standing
 from tuner.report.settings import settings
 from tuner.report.stopping import audit_text, savings, stop_counts
 from tuner.report.summary import summary_json
 from tuner.report.tables import front_csv, trials_csv
 from tuner.report.words import dimension_of, duration, short_count
-from tuner.trial import Baseline, FailReason, MemoryKind, Metric, Outcome, StopReason, TrialRecord, TrialState
+from tuner.trial import Baseline, FailReason, HeldOut, MemoryKind, Metric, Outcome, StopReason, TrialRecord, TrialState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -250,14 +252,17 @@ def test_baselines_stay_out_of_the_steps_saved_and_have_a_budget_of_their_own() 
     assert beside.baseline_budget.steps == 3 * 120
 
 
-@pytest.mark.parametrize(("metric", "best"), [("exact_match", "Best exact match"), ("perplexity", "Lowest perplexity")])
+@pytest.mark.parametrize(
+    ("metric", "best"),
+    [("exact_match", "Highest validation exact match"), ("perplexity", "Lowest validation perplexity")],
+)
 def test_the_picks_are_called_after_the_metric(metric: str, best: str) -> None:
     picks = build([scored(0, 1.0, 10)], lm_config(metric)).picks
 
     assert [pick.words for pick in picks] == [
         "Recommended: the knee of the front",
         best,
-        "Cheapest within a standard error of the best",
+        "Cheapest within one standard error of that",
     ]
 
 
@@ -374,9 +379,34 @@ def test_summary_json_tells_what_the_audit_found() -> None:
 
 def test_the_headline_ranks_no_trials_that_can_not_be_told_apart() -> None:
     assert spaces(headline(build(small_sweep()))) == (
-        "2 of the 3 trials on the front can't be told apart in accuracy (84.5 to 85.0% on 400 validation examples). "
-        "The cheapest of them is trial 1: 4.0 times fewer trainable parameters and the same peak memory, beside trial 3."
+        "Trial 3 (85.0% ± 1.8 on 400 validation examples) can't be told apart from trial 1 there. "
+        "The cheapest of these, trial 1, has 4.0 times fewer trainable parameters and the same peak memory."
     )
+
+
+def held_out(number: int, of: int, accuracy: float, seed: int) -> TrialRecord:
+    """Scores a trial on 1,000 test examples."""
+    common, own = random.Random(0), random.Random(seed)
+    resampled = tuple(accuracy + common.gauss(0, 0.01) + own.gauss(0, 0.003) for _ in range(300))
+    found = HeldOut(accuracy=accuracy, standard_error=0.01, loss=0.5, num_test=1000, resampled=resampled)
+    return make_record(number, spec=make_spec(number, scores=of), accuracy=0.8, held_out=found)
+
+
+@pytest.mark.parametrize(
+    ("cheap", "words"),
+    [
+        (0.80, "On test data that no decision has seen trial 0 scores lower, beyond the noise."),
+        (0.90, "On test data that no decision has seen trial 0 scores higher, beyond the noise."),
+        (0.851, "Test data that no decision has seen does not set them apart either."),
+    ],
+)
+def test_the_headline_tells_what_the_test_data_adds_and_chooses_nothing_by_it(cheap: float, words: str) -> None:
+    trials = [finished(0, 0.84, 1_000), finished(1, 0.85, 10_000)]
+
+    text = spaces(headline(build([*trials, held_out(-1, 0, cheap, 1), held_out(-2, 1, 0.85, 2)])))
+
+    assert text.startswith("Trial 1 (85.0% ± 1.8 on 400 validation examples) can't be told apart from trial 0 there.")
+    assert text.endswith(words)
 
 
 def test_the_headline_of_a_sweep_without_a_finished_trial_says_so() -> None:
@@ -402,17 +432,17 @@ def test_the_headline_tells_what_the_cheap_trial_saves_and_what_it_costs() -> No
 def test_the_headline_names_one_trial_where_it_is_best_beyond_the_noise() -> None:
     text = headline(build([finished(0, 0.5, 1_000), finished(1, 0.85, 10_000)]))
 
-    assert spaces(text) == "Trial 1 has the best accuracy, 85.0% ± 1.8, beyond the noise."
+    assert spaces(text) == (
+        "Trial 1 scores higher than all others on the front, beyond the noise: 85.0% ± 1.8 on 400 validation examples."
+    )
 
 
 def test_the_headline_of_a_perplexity_sweep_knows_no_points() -> None:
-    text = headline(
-        build([scored(0, 3.45, 1_000), scored(1, 3.4, 4_000), scored(2, 9.0, 500)], lm_config("perplexity"))
-    )
+    trials = [scored(0, 3.45, 1_000), scored(1, 3.4, 4_000), scored(2, 9.0, 500)]
 
-    assert spaces(text).startswith(
-        "2 of the 3 trials on the front can't be told apart in perplexity (3.40 to 3.45 on 400 validation examples)."
-    )
+    text = spaces(headline(build(trials, lm_config("perplexity"))))
+
+    assert text.startswith("Trial 1 (3.40 ± 0.10 on 400 validation examples) can't be told apart from trial 0 there.")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import re
+import statistics
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,7 +60,7 @@ def test_a_rank_at_the_edge_is_told_where_it_is_best_beyond_the_noise() -> None:
     found = told([trial(0, 0.60, r=4), trial(1, 0.62, r=8), trial(2, 0.80, r=16)], Kind.RANK_AT_EDGE)
 
     assert found is not None
-    assert "trial 1) is 18.0 points worse, beyond the noise" in found.evidence
+    assert "The best away from it, trial 1, is 18.0 points worse, beyond the noise." in found.evidence
     assert found.advice == "Let search.space.r go higher."
 
 
@@ -65,13 +68,31 @@ def test_a_rank_at_the_edge_is_not_told_where_it_leads_by_noise() -> None:
     assert told([trial(0, 0.79, r=4), trial(1, 0.80, r=8), trial(2, 0.81, r=16)], Kind.RANK_AT_EDGE) is None
 
 
-def test_a_rank_at_the_edge_is_told_where_the_three_best_lie_there() -> None:
-    records = [trial(0, 0.79, r=8), *(trial(number, 0.80, r=16) for number in (1, 2, 3))]
+def test_a_rank_at_the_edge_is_told_where_trials_there_score_higher_by_a_test() -> None:
+    inside = [trial(number, 0.78 + 0.001 * number, r=8) for number in range(5)]
+    there = [trial(10 + number, 0.80 + 0.001 * number, r=16) for number in range(4)]
 
-    found = told(records, Kind.RANK_AT_EDGE)
+    found = told([*inside, *there], Kind.RANK_AT_EDGE)
 
     assert found is not None
-    assert "So have the 3 best" in found.evidence
+    assert "The 4 finished trials there score higher than the 5 others (Mann-Whitney U, p = 0.0079)" in found.evidence
+
+
+def test_ranks_that_do_nothing_are_seldom_found_at_an_edge() -> None:
+    draw = random.Random(0)
+    alarms = 0
+    for _ in range(60):
+        records = [trial(n, draw.gauss(0.8, 0.02), r=draw.choice([4, 8, 16]), rate=1e-3) for n in range(9)]
+        alarms += told(records, Kind.RANK_AT_EDGE) is not None
+
+    assert alarms <= 6
+
+
+def test_a_rank_of_one_is_no_edge_for_nothing_is_below() -> None:
+    space = {"r": {"choices": [1, 4, 16]}, "learning_rate": RATES, "target_modules": ["query"]}
+    config = make_config(search={"num_trials": 4, "space": space})
+
+    assert told([trial(0, 0.9, r=1), trial(1, 0.5, r=4), trial(2, 0.5, r=16)], Kind.RANK_AT_EDGE, config=config) is None
 
 
 def test_the_smallest_rank_at_its_best_asks_for_smaller_ones() -> None:
@@ -140,15 +161,29 @@ def test_a_validation_loss_that_leaps_with_the_training_loss_is_a_spike() -> Non
     assert told(records, Kind.UNSTABLE) is not None
 
 
-def test_a_front_that_still_gains_more_than_the_noise_is_under_trained() -> None:
-    rising = [trial(0, 0.8, curve=curve((0.5, 1.5, 1.4), (0.7, 1.0, 0.9), (0.8, 0.7, 0.6)))]
-    level = [trial(0, 0.8, curve=curve((0.5, 1.5, 1.4), (0.795, 0.71, 0.7), (0.8, 0.7, 0.6)))]
+def test_a_step_whose_loss_leaps_is_a_spike_though_the_rungs_look_calm() -> None:
+    points = curve((0.6, 1.0, 1.0), (0.7, 0.8, 0.8), (0.8, 0.6, 0.6))
+    leaping = (*points[:2], replace(points[2], worst_train_loss=5.0))
+    calm = [trial(number, 0.8, rate=1e-3 + 1e-5 * number, curve=points) for number in range(8)]
+
+    found = told([*calm, *(trial(10 + n, 0.8, rate=9e-3, curve=leaping) for n in range(4))], Kind.UNSTABLE)
+
+    assert found is not None
+
+
+def test_a_front_that_would_gain_more_than_the_noise_is_under_trained() -> None:
+    rising = [trial(0, 0.8, curve=curve((0.5, 1.5, 1.4), (0.65, 1.0, 0.9), (0.75, 0.7, 0.6)))]
+    levelling = [trial(0, 0.8, curve=curve((0.5, 1.5, 1.4), (0.76, 0.8, 0.7), (0.8, 0.7, 0.6)))]
 
     found = told(rising, Kind.UNDER_TRAINED)
 
     assert found is not None
-    assert "From step 60 to step 120 the trials on the front still gained 10.0 points" in found.evidence
-    assert told(level, Kind.UNDER_TRAINED) is None
+    assert (
+        "gained 10.0 points in the median; falling off as before, another such stretch would bring 6.7 points"
+        in found.evidence
+    )
+    assert told(levelling, Kind.UNDER_TRAINED) is None
+    assert told([trial(0, 0.8)], Kind.UNDER_TRAINED) is None
 
 
 def test_a_validation_loss_that_rises_while_the_training_loss_falls_is_overfitting() -> None:
@@ -173,9 +208,9 @@ def test_an_evaluation_that_can_not_tell_the_recommended_apart_says_how_many_wou
     found = told(records, Kind.TOO_FEW_EXAMPLES)
 
     assert found is not None
-    number = int(re.sub(r"\D", "", re.search(r"About ([\d,]+)", found.advice).group(1)))  # type: ignore[union-attr]
-    # z^2 (p q + p' q') / d^2 with p = 0.83 and p' = 0.85
-    assert number == pytest.approx(1.96**2 * (0.83 * 0.17 + 0.85 * 0.15) / 0.02**2, rel=0.05)
+    number = int(re.sub(r"\D", "", re.search(r"About ([\d,]+) would show", found.advice).group(1)))  # type: ignore[union-attr]
+    # (z + z')^2 (p q + p' q') / d^2 with p = 0.83, p' = 0.85, and z' of a power of 80 %
+    assert number == pytest.approx((1.96 + 0.8416) ** 2 * (0.83 * 0.17 + 0.85 * 0.15) / 0.02**2, rel=0.05)
 
 
 def test_trials_that_are_as_good_as_equal_ask_for_no_examples() -> None:
@@ -186,6 +221,7 @@ def test_trials_that_are_as_good_as_equal_ask_for_no_examples() -> None:
 
 def test_a_sweep_that_learned_nothing_is_told_so() -> None:
     assert told([trial(0, 0.56)], Kind.NOTHING_LEARNED, inspection=make_inspection(majority_share=0.55)) is not None
+    assert told([trial(0, 0.30)], Kind.NOTHING_LEARNED, inspection=make_inspection(majority_share=0.55)) is not None
     assert told([trial(0, 0.80)], Kind.NOTHING_LEARNED, inspection=make_inspection(majority_share=0.55)) is None
 
 
@@ -200,17 +236,22 @@ def test_a_flattered_score_is_told_beyond_the_noise_only() -> None:
     assert told([trial(0, 0.9)], Kind.FLATTERED, tests=scored(0.89)) is None
 
 
-def again(number: int, mean: float, deviation: float) -> Confirmation:
-    spread = Spread(mean=mean, deviation=deviation, low=mean - deviation, high=mean + deviation)
-    return Confirmation(number=number, seeds=(1, 2, 3), num_failed=0, validation=spread, test=None)
+def again(number: int, *scores: float) -> Confirmation:
+    mean = statistics.fmean(scores)
+    spread = Spread(scores=scores, mean=mean, deviation=statistics.stdev(scores) if len(scores) > 1 else None)
+    return Confirmation(number=number, seeds=(*range(len(scores)),), num_failed=0, validation=spread, test=None)
 
 
 def test_seeds_that_move_more_than_the_choice_are_told() -> None:
     records = [trial(0, 0.8)]
 
-    assert told(records, Kind.SEEDS, confirmations=(again(0, 0.80, 0.04), again(1, 0.82, 0.03))) is not None
-    assert told(records, Kind.SEEDS, confirmations=(again(0, 0.70, 0.01), again(1, 0.82, 0.01))) is None
-    assert told(records, Kind.SEEDS, confirmations=(again(0, 0.70, 0.5),)) is None
+    found = told(records, Kind.SEEDS, confirmations=(again(0, 0.76, 0.80, 0.84), again(1, 0.79, 0.82, 0.85)))
+
+    assert found is not None
+    assert "trials 0, 1 can't be told apart" in found.evidence
+    assert told(records, Kind.SEEDS, confirmations=(again(0, 0.69, 0.70, 0.71), again(1, 0.81, 0.82, 0.83))) is None
+    assert told(records, Kind.SEEDS, confirmations=(again(0, 0.70, 0.80),)) is None
+    assert told(records, Kind.SEEDS, confirmations=(again(0, 0.70), again(1, 0.80))) is None
 
 
 def test_nothing_is_wrong_with_nothing() -> None:

@@ -10,22 +10,33 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.builders import make_config, make_inspection, make_record
+from tests.builders import make_config, make_inspection, make_record, make_spec
 from tests.sweeps import ROOT, write_sweep
 from tests.synthetic import synthetic_config, synthetic_inspection, synthetic_records, with_scores
 from tuner import sweep
 from tuner.errors import CompareError
 from tuner.folder import SweepFolder
 from tuner.front import front, objectives_of
-from tuner.report.answers import build_cards, flattery_text, growth_text, headline, rank_text, tied_with_best
+from tuner.gpus import Gpu
+from tuner.report.answers import (
+    build_cards,
+    failed_scores_text,
+    flattery_text,
+    gpu_name,
+    growth_text,
+    headline,
+    rank_text,
+    ringed,
+)
 from tuner.report.compare import compare, compared_json
 from tuner.report.compare_page import comparison_html
 from tuner.report.data import ReportData
 from tuner.report.markdown import escaped, report_md
+from tuner.report.page import report_html
 from tuner.report.reproduce import sweep_yaml
 from tuner.report.summary import summary_json
 from tuner.report.writing import report_data
-from tuner.trial import MemoryKind, TrialRecord
+from tuner.trial import FailReason, HeldOut, MemoryKind, Outcome, TrialRecord, TrialState
 from tuner.watching import watch
 
 GENERATOR = runpy.run_path(str(ROOT / "docs" / "summary_schema.py"))
@@ -93,7 +104,14 @@ def test_markdown_tells_the_answer_and_has_whole_tables() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "written"), [("a|b", "a\\|b"), ("<b>*x*_y_`z`", "\\<b\\>\\*x\\*\\_y\\_\\`z\\`"), ("a\nb", "a b")]
+    ("text", "written"),
+    [
+        ("a|b", "a\\|b"),
+        ("<b>*x*_y_`z`", "\\<b\\>\\*x\\*\\_y\\_\\`z\\`"),
+        ("a\nb", "a b"),
+        ("a&lt;@b $x$", "a&amp;lt;&#64;b \\$x\\$"),
+        ("# a", "\\# a"),
+    ],
 )
 def test_markup_in_markdown_is_text(text: str, written: str) -> None:
     assert escaped(text) == written
@@ -118,8 +136,7 @@ def test_words_are_careful_where_nothing_is_known() -> None:
 
     assert flattery_text(data) == rank_text(data) == ""
     assert growth_text(data) == "Too few trials have finished to tell whether more would help."
-    assert [row.number for row in tied_with_best(data)] == [0]
-    assert tied_with_best(synthetic(0)) == ()
+    assert ringed(data) == ringed(synthetic(0)) == ()
 
 
 def test_the_sweep_file_in_a_report_names_no_folder() -> None:
@@ -191,11 +208,35 @@ def test_memory_found_in_two_ways_is_left_out_and_said_so() -> None:
     found = compare([here, there])
 
     assert [objective.value for objective in found.objectives] == ["accuracy", "trainable_params"]
-    assert (
-        found.left_out
-        == "Memory is not compared: it is measured: CPU allocated here and measured: CUDA allocated there."
+    assert found.left_out == (
+        "Not compared: peak memory, for it is measured: CPU allocated here and measured: CUDA allocated there."
     )
-    assert "Memory is not compared" in comparison_html(found)
+    assert "Not compared: peak memory" in comparison_html(found)
+
+
+def test_a_cost_that_only_one_sweep_weighs_is_left_out_and_said_so() -> None:
+    other = data_of([make_record(0)], make_config(objectives={"trainable_params": False}), "reports/y")
+
+    found = compare([data_of([make_record(0)]), other])
+
+    assert found.left_out == "Not compared: trainable parameters, which not every sweep weighs."
+
+
+def of_perplexity(model: str, folder: str) -> ReportData:
+    config = make_config(
+        model={"name": f"/models/{model}"},
+        objectives={"accuracy": "perplexity"},
+        training={"task": "causal-lm", "max_steps": 120},
+    )
+    return data_of([make_record(0, accuracy=3.0)], config, folder)
+
+
+def test_metrics_over_tokens_are_not_compared_between_models() -> None:
+    llama, qwen = of_perplexity("llama", "reports/x"), of_perplexity("qwen", "reports/y")
+
+    with pytest.raises(CompareError, match=r"perplexity is a mean over tokens.*qwen in y, llama in x"):
+        compare([llama, qwen])
+    assert compare([llama, of_perplexity("llama", "reports/y")]).left_out == ""
 
 
 def test_sweeps_without_a_finished_trial_are_shown_too() -> None:
@@ -203,7 +244,7 @@ def test_sweeps_without_a_finished_trial_are_shown_too() -> None:
 
     assert found.entries[0].best is None
     assert found.versus == ()
-    assert '<td data-key=""></td>' in comparison_html(found)
+    assert "<td></td>" in comparison_html(found)
 
 
 def test_a_running_sweep_is_written_anew_when_its_journal_grows_and_stays_still_at_the_end(tmp_path: Path) -> None:
@@ -214,7 +255,7 @@ def test_a_running_sweep_is_written_anew_when_its_journal_grows_and_stays_still_
 
     def sleep(seconds: float) -> None:
         assert seconds == 7
-        looks.append('http-equiv="refresh" content="7"' in page.read_text())
+        looks.append('data-refresh-s="7"' in page.read_text())
         page.write_text("old")
         if len(looks) == 2:
             journal.write_bytes(journal.read_bytes() + b"\n")
@@ -225,7 +266,7 @@ def test_a_running_sweep_is_written_anew_when_its_journal_grows_and_stays_still_
     swept = watch(tmp_path / "out", every_s=7, sleep=sleep)
 
     assert looks == [True, False, True]
-    assert 'http-equiv="refresh"' not in page.read_text()
+    assert "data-refresh-s=" not in page.read_text()
     assert len(swept.trials) == 4
 
 
@@ -235,3 +276,30 @@ def test_trials_that_are_trained_anew_have_a_mark_of_their_own_and_scores_are_no
     numbers = {row.record.spec.confirms for row in data.confirmed}
     assert {row.mark for row in data.confirmed} == {f"{number}s{seed}" for number in numbers for seed in (1, 2)}
     assert all(row.record.spec.scores is None for row in data.rows)
+
+
+def test_a_scoring_that_failed_is_told_and_one_that_worked_out_later_is_not() -> None:
+    outcome = Outcome(state=TrialState.FAIL, reason=FailReason.EXCEPTION, detail="Traceback\nFileNotFoundError: gone")
+    failed = make_record(-1, TrialState.FAIL, spec=make_spec(-1, scores=0), curve=(), outcome=outcome)
+    held_out = HeldOut(accuracy=0.8, standard_error=0.01, loss=0.5, num_test=1000)
+    scored = make_record(-2, spec=make_spec(-2, scores=0), held_out=held_out)
+
+    lost, mended = data_of([make_record(0), failed]), data_of([make_record(0), failed, scored])
+
+    told = "Trial 0 could not be scored on the test data: FileNotFoundError: gone"
+    assert failed_scores_text(lost) == (told,)
+    assert told in report_html(lost)
+    assert failed_scores_text(mended) == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "card"),
+    [(MemoryKind.CUDA_ALLOCATED, "H100"), (MemoryKind.PREDICTED, "L4-24GB"), (MemoryKind.CPU_ALLOCATED, "")],
+)
+def test_memory_is_that_of_the_card_that_it_was_found_for(kind: MemoryKind, card: str) -> None:
+    config = make_config(objectives={"memory": {"gpu": "L4-24GB"}})
+    gpu = Gpu(name="H100", memory_mib=80_000, capability=(9, 0))
+
+    data = data_of([make_record(0, memory_kind=kind)], config, gpu=gpu)
+
+    assert gpu_name(data) == card

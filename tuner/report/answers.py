@@ -9,14 +9,23 @@ from typing import TYPE_CHECKING
 
 from tuner import metric_text
 from tuner.report import words
-from tuner.report.findings.intervals import Estimate, Gap, gap_of, held_out_estimate, validation_estimate
+from tuner.report.findings.intervals import (
+    Estimate,
+    Gap,
+    gap_of,
+    held_out_estimate,
+    validation_estimate,
+    validation_gap,
+)
+from tuner.trial import MemoryKind
 from tuner.workload import gpu_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from tuner.report.data import PickedRow, ReportData, Row
+    from tuner.report.data import PickedRow, ReportData
     from tuner.report.findings.held_out import Confirmation, Spread
+    from tuner.report.rows import Row
 
 Pairs = tuple[tuple[str, str], ...]
 """(name, value)."""
@@ -80,30 +89,23 @@ def gap_between(data: ReportData, one: Row, other: Row) -> Gap:
     return gap_of(data.metric, one.last, other.last, (data.tests.get(one.number), data.tests.get(other.number)))
 
 
-def tied_with_best(data: ReportData) -> tuple[Row, ...]:
-    """The trials of the front that can't be told apart from its best, that one included, cheapest first."""
-    best = next((pick.row for pick in data.picks if pick.rule == "most-accurate"), None)
-    if best is None:
+def best_of(data: ReportData) -> Row | None:
+    """The trial of the front with the best validation score; None without a front."""
+    return next((pick.row for pick in data.picks if pick.rule == "most-accurate"), None)
+
+
+def ringed(data: ReportData) -> tuple[int, ...]:
+    """The best trial and those that it can't be told apart from, cheapest first; empty where it stands alone."""
+    best = best_of(data)
+    if best is None or not data.ties[best.number]:
         return ()
-    return tuple(row for row in data.front if row.number == best.number or not gap_between(data, best, row).is_clear)
+    return tuple(row.number for row in data.front if row.number in {best.number, *data.ties[best.number]})
 
 
 def export_command(data: ReportData, number: int) -> str:
     """The command line that exports a trial, ready for a shell."""
     target = f"{data.config.name}-trial-{number}"
     return shlex.join(["tuner", "export", data.folder, "--to", target, "--pick", f"trial:{number}"])
-
-
-def ties_of(data: ReportData) -> dict[int, tuple[int, ...]]:
-    """Trial on the front -> the others on it that it can't be told apart from, by the metric."""
-    return {
-        one.number: tuple(
-            other.number
-            for other in data.front
-            if other.number != one.number and not gap_between(data, one, other).is_clear
-        )
-        for one in data.front
-    }
 
 
 def headline(data: ReportData) -> str:
@@ -135,13 +137,15 @@ def flattery_text(data: ReportData) -> str:
     found = data.flattery
     if found is None:
         return ""
-    mean = gap_text(data, found.mean)
     of = f"the {found.num_trials} trials on the front" if found.num_trials > 1 else "the trial on the front"
-    words_ = {
+    verdict = {
         True: "Selection flattered the validation scores beyond the noise.",
         False: "That selection flattered the scores is not shown; a difference of this size may be chance.",
     }
-    return f"Validation minus test score, mean over {of}: {mean}. {words_[found.mean.low > 0]}"
+    mean = gap_text(data, found.mean)
+    return (
+        f"The validation score is better than the test score by {mean}, mean over {of}. {verdict[found.mean.low > 0]}"
+    )
 
 
 def confirmation_text(data: ReportData, found: Confirmation) -> str:
@@ -159,17 +163,19 @@ def rank_text(data: ReportData) -> str:
         return ""
     mixed = "scales mixed, for no scale has enough ranks by itself"
     where = mixed if effect.tested.scale is None else f"at {words.scale_text(effect.tested.scale)}"
-    highest = effect.tested.best[-1].rank
     found = effect.plateau
     if found is None:
-        return f"Rank {highest:g}, the highest that finished ({where}), is better than each lower one beyond the noise."
-    most = metric_text.gap(data.metric, max(0.0, found.largest_gain.high))
-    paired = "paired on the test data" if found.largest_gain.is_paired else "on the validation data"
+        highest = effect.tested.best[-1].rank
+        return f"Each rank below {highest:g}, the highest that finished ({where}), is worse than a higher one, beyond the noise."
+    seeds = (
+        "the spread over seeds allowed for" if effect.seed_deviation else "one seed each, whose luck is not allowed for"
+    )
+    paired = f", {found.num_paired} of them paired on the test data" if found.num_paired else ""
     return (
-        f"From rank {found.rank:g} on nothing more is gained, as far as a test can tell ({where}; "
-        f"{words.counted(found.num_compared, 'higher rank')}, by the best trial of each, 95% intervals {paired}). "
-        f"The best of them, {found.largest_rank:g}, differs "
-        f"by {gap_text(data, found.largest_gain)}: a gain of up to {most} is not excluded."
+        f"From rank {found.rank:g} on no gain is shown ({where}; {words.counted(found.num_compared, 'higher rank')}{paired}; the "
+        f"best trial of each, {seeds}; 95% for all comparisons together). A gain of up to "
+        f"{metric_text.gap(data.metric, max(0.0, found.largest_gain.high))} is not excluded: rank {found.largest_rank:g} differs "
+        f"by {gap_text(data, found.largest_gain)}."
     )
 
 
@@ -180,13 +186,23 @@ def growth_text(data: ReportData) -> str:
         return ""
     if growth.expected_gain is None or growth.is_likely_to_help is None:
         return "Too few trials have finished to tell whether more would help."
-    gain = f"One more finished trial like these adds {100 * growth.expected_gain:.2g}% of the hypervolume on average"
+    share = f"{100 * growth.expected_gain:.2g}% of the hypervolume"
+    gain = f"One more finished trial like these adds {share} on average, noise taken off"
     finished = words.counted(growth.num_since, "trial")
     since = f"; {finished} {'has' if growth.num_since == 1 else 'have'} finished since the last that entered the front"
     verdict = (
         "More trials are likely to help." if growth.is_likely_to_help else "More trials are unlikely to help much."
     )
     return f"{gain}{since if growth.num_since else ''}. {verdict}"
+
+
+def failed_scores_text(data: ReportData) -> tuple[str, ...]:
+    """Trials of the front that could not be scored on the test data, and why."""
+    return tuple(
+        f"Trial {record.spec.scores} could not be scored on the test data: {words.last_line(record.outcome.detail)}"
+        for record in data.failed_scores
+        if record.outcome
+    )
 
 
 def _card(data: ReportData, picks: list[PickedRow]) -> Card:
@@ -213,14 +229,21 @@ def _facts(data: ReportData, row: Row) -> Iterator[tuple[str, str]]:
     last, model = row.last, data.inspection.model
     assert last is not None  # noqa: S101 -- trials on the front have reported
     share = f" ({last.trainable_params / model.num_params:.2%} of the model)" if model.num_params else ""
-    gpu = gpu_of(data.config) or data.inspection.gpu
+    yield "Not told apart from", words.numbers_text(data.ties[row.number]) or "none: clearly apart from all"
     yield "Trainable parameters", f"{last.trainable_params:,}{share}"
     yield (
         "Peak memory",
-        f"{words.memory_unit(data).text(last)}, {last.memory_kind.value}{f', {gpu.name}' if gpu else ''}",
+        ", ".join(filter(None, (words.memory_unit(data).text(last), last.memory_kind.value, gpu_name(data)))),
     )
     yield "Adapter file", f"about {words.size_text(adapter_bytes(row, model.head_params))}"
     yield "Training and evaluation", words.duration(last.train_s)
+
+
+def gpu_name(data: ReportData) -> str:
+    """The card that the peaks are of: the one that was measured, or the one that they are predicted for; empty on a CPU."""
+    cards = {MemoryKind.CUDA_ALLOCATED: data.inspection.gpu, MemoryKind.PREDICTED: gpu_of(data.config)}
+    card = cards.get(data.memory_kind) if data.memory_kind else None
+    return card.name if card else ""
 
 
 def adapter_bytes(row: Row, head_params: int) -> int:
@@ -241,24 +264,43 @@ def _without_front(data: ReportData) -> str:
 
 
 def _sentences(data: ReportData) -> Iterator[str]:
-    metric = data.metric
-    best = next(pick.row for pick in data.picks if pick.rule == "most-accurate")
-    tied = tied_with_best(data)
+    """What validation data says, on which trials were chosen; then what the test data adds."""
+    best = best_of(data)
+    assert best is not None  # noqa: S101 -- there is a front
     assert best.last is not None  # noqa: S101 -- trials on the front have reported
-    if len(tied) == 1:
-        yield f"Trial {best.number} has the {metric_text.best(metric)}, {words.result(data, best.last)}, beyond the noise."
-        return
-    scores = sorted(row.last.accuracy for row in tied if row.last)
-    span = f"{metric_text.number(metric, scores[0])} to {metric_text.text(metric, scores[-1])}"
-    yield (
-        f"{len(tied)} of the {len(data.front)} trials on the front can't be told apart in {metric_text.name(metric)} "
-        f"({span} on {best.last.num_validation:,} validation examples)."
-    )
+    last, others = best.last, [row for row in data.front if row.number != best.number]
+    tied = [row for row in others if row.last and not validation_gap(data.metric, last, row.last).is_clear]
+    score = f"{words.result(data, last)} on {last.num_validation:,} validation examples"
+    if not tied:
+        yield f"Trial {best.number} scores higher than all others on the front, beyond the noise: {score}."
+    else:
+        names = words.numbers_text([row.number for row in tied])
+        yield f"Trial {best.number} ({score}) can't be told apart from {names} there."
+        yield from _cheapest(data, best, tied)
+    yield from _tested(data, best, others)
+
+
+def _cheapest(data: ReportData, best: Row, tied: Sequence[Row]) -> Iterator[str]:
     cheapest = tied[0]
-    if cheapest.last is None or cheapest.number == best.number:
+    if cheapest.last and best.last and data.front.index(cheapest) < data.front.index(best):
+        savings = " and ".join(words.savings(best.last, cheapest.last, data.objectives))
+        yield f"The cheapest of these, trial {cheapest.number}, has {savings or 'the same cost'}."
+
+
+def _tested(data: ReportData, best: Row, others: Sequence[Row]) -> Iterator[str]:
+    """Which of the others the test data sets apart from the best."""
+    gaps = {row.number: gap_between(data, best, row) for row in others}
+    paired = {number: gap for number, gap in gaps.items() if gap.is_paired}
+    if not paired:
         return
-    savings = " and ".join(words.savings(best.last, cheapest.last, data.objectives))
-    yield f"The cheapest of them is trial {cheapest.number}: {savings or 'the same cost'}, beside trial {best.number}."
+    better = words.numbers_text([number for number, gap in paired.items() if gap.high < 0])
+    worse = words.numbers_text([number for number, gap in paired.items() if gap.low > 0])
+    if better:
+        yield f"On test data that no decision has seen {better} scores higher, beyond the noise."
+    if worse:
+        yield f"On test data that no decision has seen {worse} scores lower, beyond the noise."
+    if not better and not worse:
+        yield "Test data that no decision has seen does not set them apart either."
 
 
 def _spread_text(data: ReportData, spread: Spread) -> str:

@@ -14,16 +14,21 @@ from tuner.errors import CompareError
 from tuner.front import Objective, is_candidate
 from tuner.pareto import non_dominated_mask
 from tuner.report import answers, words
-from tuner.report.findings.intervals import Gap, gap_of, held_out_estimate, validation_estimate
+from tuner.report.findings.intervals import Estimate, Gap, gap_of, held_out_estimate, validation_estimate
 from tuner.report.findings.volume import Box, is_finite, points_of
+from tuner.report.listing import EMPTY, Cell
+from tuner.trial import Metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tuner.pareto import FloatArray
-    from tuner.report.data import ReportData, Row
+    from tuner.report.data import ReportData
+    from tuner.report.rows import Row
 
 MIN_SWEEPS = 2
+PER_TOKEN = frozenset({Metric.PERPLEXITY, Metric.TOKEN_ACCURACY})
+"""Metrics that only mean the same for the same tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +69,7 @@ class Compared:
     objectives: tuple[Objective, ...]
     """What all of them weigh, the metric first."""
     left_out: str
-    """Why memory is not compared; empty where it is, or where no sweep weighs it."""
+    """Which costs are not compared, and why; empty where all are."""
     versus: tuple[Versus, ...]
     """Every two sweeps that have a best trial."""
 
@@ -108,7 +113,7 @@ def compared_json(compared: Compared) -> dict[str, Any]:
     }
 
 
-def table(compared: Compared) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def table(compared: Compared) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
     """(headings, rows) of one line per sweep."""
     metric = compared.entries[0].data.metric
     name = metric_text.name(metric)
@@ -125,19 +130,24 @@ def table(compared: Compared) -> tuple[tuple[str, ...], tuple[tuple[str, ...], .
     return head, tuple(_cells(entry) for entry in compared.entries)
 
 
-def _cells(entry: Entry) -> tuple[str, ...]:
+def _cells(entry: Entry) -> tuple[Cell, ...]:
     data, best = entry.data, entry.best
     held_out = data.tests.get(best.number) if best else None
+    model = f"{Path(data.config.model.name).name} ({data.config.model.quantization})"
     return (
-        entry.label,
-        f"{Path(data.config.model.name).name} ({data.config.model.quantization})",
-        f"{data.num_begun:,}",
-        f"{data.budget.steps:,}",
-        answers.estimate_text(data, validation_estimate(data.metric, best.last)) if best and best.last else "",
-        answers.estimate_text(data, held_out_estimate(data.metric, held_out)) if held_out else "",
-        words.percent(entry.hypervolume),
-        f"{len(entry.on_common_front)} of {len(data.front)}",
+        Cell(text=entry.label, key=entry.label),
+        Cell(text=model, key=model),
+        Cell(text=f"{data.num_begun:,}", key=data.num_begun),
+        Cell(text=f"{data.budget.steps:,}", key=data.budget.steps),
+        _score_cell(data, validation_estimate(data.metric, best.last) if best and best.last else None),
+        _score_cell(data, held_out_estimate(data.metric, held_out) if held_out else None),
+        Cell(text=words.percent(entry.hypervolume), key=entry.hypervolume),
+        Cell(text=f"{len(entry.on_common_front)} of {len(data.front)}", key=len(entry.on_common_front)),
     )
+
+
+def _score_cell(data: ReportData, estimate: Estimate | None) -> Cell:
+    return EMPTY if estimate is None else Cell(text=answers.estimate_text(data, estimate), key=estimate.value)
 
 
 def _labels(reports: Sequence[ReportData]) -> tuple[str, ...]:
@@ -158,16 +168,23 @@ def _problems(reports: Sequence[ReportData], labels: Sequence[str]) -> Iterator[
         for what, its, firsts in pairs:
             if its != firsts:
                 yield f"{what}: {its} in {label}, {firsts} in {labels[0]}"
+        models = [Path(one.config.model.name).name for one in (data, first)]
+        if data.metric in PER_TOKEN and models[0] != models[1]:
+            name = metric_text.name(data.metric)
+            cut = f"{models[0]} in {label}, {models[1]} in {labels[0]}"
+            yield f"{name} is a mean over tokens, which models cut differently: {cut}"
 
 
 def _objectives(reports: Sequence[ReportData]) -> tuple[tuple[Objective, ...], str]:
-    """(what all weigh, why memory is left out)."""
-    common = [goal for goal in reports[0].objectives if all(goal in data.objectives for data in reports)]
+    """(what all weigh, which costs are left out and why)."""
+    weighed = dict.fromkeys(goal for data in reports for goal in data.objectives)
+    common = [goal for goal in weighed if all(goal in data.objectives for data in reports)]
+    reasons = [f"{words.objective_text(goal)}, which not every sweep weighs" for goal in weighed if goal not in common]
     kinds = sorted({data.memory_kind.value for data in reports if data.memory_kind})
     if Objective.PEAK_MEMORY_GIB in common and len(kinds) > 1:
         common.remove(Objective.PEAK_MEMORY_GIB)
-        return tuple(common), f"Memory is not compared: it is {' here and '.join(kinds)} there."
-    return tuple(common), ""
+        reasons.append(f"peak memory, for it is {' here and '.join(kinds)} there")
+    return tuple(common), f"Not compared: {'; '.join(reasons)}." if reasons else ""
 
 
 def _entries(

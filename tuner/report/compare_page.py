@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.metadata
 import json
 from typing import TYPE_CHECKING
@@ -10,17 +11,17 @@ from tuner import metric_text
 from tuner.front import Objective
 from tuner.report import answers, words
 from tuner.report.compare import Compared, Entry, compared_json, table
-from tuner.report.data import Standing
 from tuner.report.figures.axes import padded
 from tuner.report.figures.plot import Figure, Trace, axis, figure, hover, log_axis, on_axis
 from tuner.report.page import environment, packed, packed_plotly, plotly_of
+from tuner.report.rows import Standing
 from tuner.report.writing import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tuner.report.data import Row
+    from tuner.report.rows import Row
     from tuner.trial import Metrics
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#56b4e9", "#808894", "#9a8f00")
@@ -112,7 +113,7 @@ def _points(entry: Entry, rows: tuple[Row, ...] | list[Row], cost_of: Callable[[
     known = [(row, row.last) for row in rows if row.last]
     return {
         "type": "scatter",
-        "name": entry.label,
+        "name": html.escape(entry.label),
         "x": [cost_of(last) for _, last in known],
         "y": [on_axis(entry.data.metric, last) for _, last in known],
         "hovertext": [hover(entry.data, row) for row, _ in known],

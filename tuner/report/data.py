@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,19 +11,24 @@ from tuner.front import RECOMMENDED, Objective, Pick, front, has_begun, objectiv
 from tuner.report.findings.audit import Audit, build_audit
 from tuner.report.findings.diagnoses import Diagnosis, Seen
 from tuner.report.findings.doctor import diagnose
-from tuner.report.findings.held_out import Confirmation, Flattery, confirmations_of, flattery_of, held_out_of
+from tuner.report.findings.held_out import (
+    Confirmation,
+    Flattery,
+    confirmations_of,
+    flattery_of,
+    held_out_of,
+    seed_deviation_of,
+)
 from tuner.report.findings.importance import Importances, importances
+from tuner.report.findings.intervals import ties_of
 from tuner.report.findings.progress import Growth, Timeline, growth_of, timeline_of
 from tuner.report.findings.ranks import RankEffect, mean_ranks, rank_effect
+from tuner.report.rows import STANDINGS, Row, Standing
 from tuner.trial import (
-    Baseline,
     HeldOut,
     Inspection,
     MemoryKind,
     Metric,
-    Metrics,
-    ParamValue,
-    StopReason,
     TrialRecord,
     TrialState,
 )
@@ -33,109 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tuner.config import SweepConfig
-
-
-class Standing(enum.StrEnum):
-    """What a trial is to the front; the value is the word for it."""
-
-    FRONT = "on the front"
-    FINISHED = "finished"
-    STOPPED = "stopped early"
-    FAILED = "failed"
-    INFEASIBLE = "does not fit"
-    RUNNING = "running"
-    PAUSED = "paused"
-    BASELINE = "baseline"
-    AUDIT = "audit"
-    CONFIRMED = "trained again from another seed"
-
-
-STANDINGS = {
-    TrialState.COMPLETE: Standing.FINISHED,
-    TrialState.PRUNED: Standing.STOPPED,
-    TrialState.FAIL: Standing.FAILED,
-    TrialState.INFEASIBLE: Standing.INFEASIBLE,
-    TrialState.RUNNING: Standing.RUNNING,
-    TrialState.PAUSED: Standing.PAUSED,
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One trial as a report shows it."""
-
-    record: TrialRecord
-    """All that the study knows of it."""
-    standing: Standing
-    """FRONT where it is on the front; BASELINE, AUDIT or CONFIRMED for what stands beside the search; else after its state."""
-
-    @property
-    def number(self) -> int:
-        """Optuna's trial number; below 0 for baselines and audits."""
-        return self.record.number
-
-    @property
-    def baseline(self) -> Baseline | None:
-        """What the baseline is; None for all that is none."""
-        return self.record.spec.baseline
-
-    @property
-    def audits(self) -> int | None:
-        """Number of the stopped trial that it finishes; None for all but audits."""
-        return self.record.spec.audits
-
-    @property
-    def is_searched(self) -> bool:
-        """Whether it is a trial of the search."""
-        return self.record.spec.is_searched
-
-    @property
-    def mark(self) -> str:
-        """The shortest name, for plots and tables: `7`, `B1` for a baseline, `A7` for the audit of trial 7, `7s2` for seed 2."""
-        if self.audits is not None:
-            return f"A{self.audits}"
-        if (again := self.record.spec.confirms) is not None:
-            return f"{again}s{self.record.spec.seed}"
-        return f"B{-self.number}" if self.baseline else str(self.number)
-
-    @property
-    def label(self) -> str:
-        """Its name at the start of a line: `Trial 7`, `Baseline 1 (full fine-tuning)` or `Audit of trial 7`."""
-        words = self.record.spec.label
-        return words[0].upper() + words[1:]
-
-    @property
-    def last(self) -> Metrics | None:
-        """The newest report; None before the first rung."""
-        return self.record.last
-
-    @property
-    def params(self) -> dict[str, ParamValue]:
-        """Searched parameter -> value; without those that this trial did not sample."""
-        return dict(self.record.spec.params)
-
-    @property
-    def learning_rate(self) -> float | None:
-        """Its peak; None for the one that trains nothing."""
-        return None if self.baseline is Baseline.ZERO_SHOT else self.record.spec.learning_rate
-
-    @property
-    def reason(self) -> str:
-        """What went wrong, in a few words; empty if nothing did."""
-        outcome = self.record.outcome
-        return outcome.reason.value if outcome and outcome.reason else ""
-
-    @property
-    def stop(self) -> StopReason | None:
-        """Why it was stopped or does not fit; None if neither, or if the journal is from before reasons were kept."""
-        if self.record.state is TrialState.INFEASIBLE:
-            return StopReason.MEMORY
-        return self.record.outcome.stop if self.record.outcome else None
-
-    @property
-    def detail(self) -> str:
-        """The failure's text and traceback, or the evidence for a stop; may be empty."""
-        return self.record.outcome.detail if self.record.outcome else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,6 +118,10 @@ class ReportData:
     """What the workers did; None where the journal holds no times."""
     diagnoses: tuple[Diagnosis, ...]
     """What may be wrong."""
+    ties: Mapping[int, tuple[int, ...]]
+    """Trial on the front -> the others on it that it can't be told apart from, on the test data where both were scored there."""
+    failed_scores: tuple[TrialRecord, ...]
+    """Scorings on the test data that failed."""
 
     @property
     def metric(self) -> Metric:
@@ -311,21 +216,24 @@ def build_report_data(
         flattery=found.flattery,
         importances=importances(records, config),
         mean_ranks=mean_ranks((row.record for row in rows), inspection.model.layers),
-        rank_effect=rank_effect(config.metric, found.finished, inspection.model.layers, found.tests),
+        rank_effect=rank_effect(
+            config.metric, found.finished, inspection.model.layers, found.tests, seed_deviation_of(found.confirmations)
+        ),
         growth=growth_of(records, objectives),
         timeline=timeline_of(records),
         diagnoses=diagnose(found),
+        ties=ties_of(config.metric, best, found.tests),
+        failed_scores=_failed_scores(records, found.tests),
     )
 
 
 def pick_words(metric: Metric) -> dict[str, str]:
     """Rule -> words for it, of the trials that a report recommends."""
-    best = metric_text.best(metric)
     knee, accurate, near = RECOMMENDED
     return {
         knee: "Recommended: the knee of the front",
-        accurate: best[0].upper() + best[1:],
-        near: "Cheapest within a standard error of the best",
+        accurate: f"{'Highest' if metric.is_maximized else 'Lowest'} validation {metric_text.name(metric)}",
+        near: "Cheapest within one standard error of that",
     }
 
 
@@ -342,6 +250,12 @@ def _findings(
         confirmations=confirmations_of(records),
         flattery=flattery_of(config.metric, best, tests),
     )
+
+
+def _failed_scores(records: Sequence[TrialRecord], tests: Mapping[int, HeldOut]) -> tuple[TrialRecord, ...]:
+    """Of each trial the last, if none has worked out."""
+    failed = {record.spec.scores: record for record in records if record.state is TrialState.FAIL}
+    return tuple(record for number, record in failed.items() if number is not None and number not in tests)
 
 
 def _row(record: TrialRecord, on_front: set[int]) -> Row:

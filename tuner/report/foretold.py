@@ -13,7 +13,8 @@ from tuner.workload import gpu_of, settings_text, workload_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tuner.report.data import ReportData, Row
+    from tuner.report.data import ReportData
+    from tuner.report.rows import Row
 
 COLUMNS = ("predicted_allocated_gib", "predicted_reserved_gib", "predicted_phase", "predicted_verdict")
 Pairs = tuple[tuple[str, str], ...]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from tuner import metric_text
 from tuner.report import words
-from tuner.report.answers import ties_of
-from tuner.report.data import ReportData, Row
+from tuner.report.data import ReportData
 from tuner.report.findings.intervals import held_out_estimate
+from tuner.report.rows import Row
 from tuner.space import searched_params
 from tuner.trial import Metric, ParamValue, param_text
 
@@ -43,10 +43,10 @@ EMPTY = Cell(text="", key=None)
 
 def front_table(data: ReportData) -> Table:
     """The front, cheapest first, with the scores on the test data, ties, what was measured and what was sampled."""
-    names, ties = searched_params(data.config.search.space), ties_of(data)
+    names = searched_params(data.config.search.space)
     numbers = [(name, "number") for name in _test_names(data)], [(name, "number") for name in _measured_names(data)]
     head = (("Trial", "number"), ("State", ""), *numbers[0], ("Not told apart from", ""), *numbers[1])
-    rows = ((row, _front_cells(data, row, ties[row.number], names)) for row in data.front)
+    rows = ((row, _front_cells(data, row, data.ties[row.number], names)) for row in data.front)
     return Table(head=(*head, *((name, "") for name in names)), rows=tuple(rows))
 
 

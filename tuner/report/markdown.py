@@ -24,7 +24,8 @@ def report_md(data: ReportData) -> str:
 def escaped(text: str) -> str:
     """Text that means itself in Markdown and in a table's cell."""
     flat = " ".join(text.split())
-    return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", flat.replace(metric_text.NO_BREAK_SPACE, " "))
+    plain = flat.replace(metric_text.NO_BREAK_SPACE, " ").replace("&", "&amp;").replace("@", "&#64;")
+    return re.sub(r"([\\`*_{}\[\]<>|~$]|^#)", r"\\\1", plain)
 
 
 def _lines(data: ReportData) -> Iterator[str]:
@@ -34,7 +35,7 @@ def _lines(data: ReportData) -> Iterator[str]:
     cards = answers.build_cards(data)
     if cards:
         yield from ("", "## Which one to ship", "")
-        yield from _table(("", "trial", "score", "validation", "cost"), [_card_cells(data, card) for card in cards])
+        yield from _table(("", "trial", "score", "validation", "cost"), [_card_cells(card) for card in cards])
         yield ""
         yield from _notes(data)
     for found in data.diagnoses:
@@ -49,8 +50,7 @@ def _lines(data: ReportData) -> Iterator[str]:
         yield from ("", "## More trials?", "", escaped(text))
 
 
-def _card_cells(data: ReportData, card: answers.Card) -> tuple[str, ...]:
-    del data
+def _card_cells(card: answers.Card) -> tuple[str, ...]:
     cost = "; ".join(f"{name}: {value}" for name, value in card.facts)
     return (" · ".join(card.rules), str(card.row.number), " ".join(card.big), card.second, cost)
 

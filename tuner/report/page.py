@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from tuner import metric_text
 from tuner.report import answers, reproduce, words
-from tuner.report.data import ReportData, Standing
+from tuner.report.data import ReportData
 from tuner.report.figures import (
     Figure,
     curve_figures,
@@ -27,6 +27,7 @@ from tuner.report.figures import (
 )
 from tuner.report.figures.views import LEGEND, SEARCHED, STYLES, legend_of
 from tuner.report.listing import Cell, Table, baselines_table, front_table, trials_table
+from tuner.report.rows import Standing
 from tuner.report.settings import settings
 from tuner.report.stopping import audit_table, audit_text, evidence, savings, stop_counts
 from tuner.trial import param_text
@@ -56,7 +57,9 @@ def report_html(data: ReportData, *, refresh_s: int | None = None) -> str:
             headline=answers.headline(data),
             cards=answers.build_cards(data),
             comparisons=answers.comparisons(data),
-            tied=[row.number for row in answers.tied_with_best(data)],
+            tied=answers.ringed(data),
+            best_row=answers.best_of(data),
+            unscored=answers.failed_scores_text(data),
             sections=sections,
             packed=packed({"figures": plotly_of(sections), "texts": _texts(data), "trials": _rows_of(trials)}),
             plotly=packed_plotly(),
@@ -170,8 +173,4 @@ def _badge(standing: Standing) -> str:
 
 
 def _seen(data: ReportData) -> list[Standing]:
-    return [
-        standing
-        for standing in Standing
-        if standing is not Standing.CONFIRMED and any(row.record.curve for row in data.rows_of(standing))
-    ]
+    return [standing for standing in Standing if any(row.record.curve for row in data.rows_of(standing))]

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tuner import metric_text
-from tuner.report.data import ReportData, Standing
+from tuner.report.data import ReportData
 from tuner.report.figures.labels import Font, Pixel, place_labels
 from tuner.report.figures.views import LEGEND, SEARCHED, STYLES, Point, View, build_views, legend_of, tick_texts
+from tuner.report.rows import Standing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from tuner import metric_text
 from tuner.report import words
-from tuner.report.data import ReportData, Row, Standing
+from tuner.report.data import ReportData
 from tuner.report.findings.intervals import CONFIDENCE
 from tuner.report.listing import EMPTY, Cell, Table
+from tuner.report.rows import Row, Standing
 from tuner.trial import StopReason
 
 if TYPE_CHECKING:

@@ -1,223 +1,42 @@
-"""ReportData -> summary.json: every number that the page shows, for programs. Pure; runs on the driver.
-
-`docs/summary.schema.json` is the schema of these classes.
-"""
+"""ReportData -> summary.json: every number that the page shows, for programs. Pure; runs on the driver."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from tuner.front import GIB
-from tuner.prediction import Phase, Verdict
 from tuner.report import answers, foretold, reproduce
-from tuner.report.data import Row, Standing
-from tuner.report.findings.diagnoses import Diagnosis
-from tuner.report.findings.held_out import Confirmation, Flattery
-from tuner.report.findings.importance import Importances
-from tuner.report.findings.intervals import Estimate, Gap, held_out_estimate
-from tuner.report.findings.progress import Growth, Timeline
+from tuner.report.findings.intervals import Estimate, held_out_estimate
+from tuner.report.findings.ranks import heat_of
+from tuner.report.rows import Row
 from tuner.report.settings import settings
-from tuner.trial import Baseline, MemoryKind, Metric, ParamValue, StopReason, TrialState
+from tuner.report.summary_values import (
+    VERSION,
+    Answer,
+    AtRung,
+    AuditSummary,
+    Cost,
+    Data,
+    Heat,
+    Pair,
+    Predicted,
+    RankPoint,
+    Ranks,
+    Steps,
+    Summary,
+    Trial,
+)
+from tuner.trial import StopReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tuner.report.data import ReportData
     from tuner.report.findings.audit import Audit
-
-VERSION = 2
-"""Raised when a key changes its meaning or goes."""
-
-Interval = tuple[float, float]
-"""Low and high end."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AtRung:
-    """What a trial reported at a rung."""
-
-    steps: int
-    value: float | None
-    """The sweep's metric; null where it is not finite."""
-    standard_error: float | None
-    loss: float | None
-    """Validation cross entropy in nats."""
-    train_loss: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Predicted:
-    """A trial's memory as known before it began."""
-
-    allocated_gib: float
-    reserved_gib: float
-    phase: Phase
-    verdict: Verdict
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
-    """A trial, a baseline, an audit or a trial trained anew."""
-
-    number: int
-    """Below 0 beside the search."""
-    state: TrialState
-    standing: Standing
-    seed: int
-    learning_rate: float | None
-    params: dict[str, ParamValue]
-    """Searched parameter -> value."""
-    baseline: Baseline | None
-    audits: int | None
-    """The stopped trial that it finishes."""
-    confirms: int | None
-    """The trial that it trains anew."""
-    reason: str
-    """What went wrong; may be empty."""
-    stop: StopReason | None
-    trainable_params: int | None
-    peak_memory_gib: float | None
-    train_s: float | None
-    mean_rank: float | None
-    """Over the layers that are adapted."""
-    others: dict[str, float]
-    """The task's other metrics at the last report."""
-    curve: tuple[AtRung, ...]
-    test: Estimate | None
-    """Score on the test data, with its interval."""
-    predicted: Predicted | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """A recommended trial."""
-
-    number: int
-    rules: tuple[str, ...]
-    """As `tuner export --pick` takes them."""
-    validation: Estimate
-    test: Estimate | None
-    trainable_params: int
-    share_of_model: float | None
-    peak_memory_gib: float
-    memory_kind: MemoryKind
-    adapter_bytes: int
-    train_s: float
-    command: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Compared:
-    """Two recommended trials."""
-
-    one: int
-    other: int
-    gap: Gap
-    """By how much the first is better."""
-    is_clear: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Audited:
-    """What stopping early has lost. An interval is null for a census."""
-
-    num_stopped: int
-    num_audited: int
-    num_failed: int
-    is_census: bool
-    steps: int
-    on_front: tuple[int, ...]
-    share_on_front: float | None
-    share_on_front_interval: Interval | None
-    num_lost: float | None
-    num_lost_interval: Interval | None
-    hypervolume_loss: float
-    mean_hypervolume_loss: float | None
-    mean_hypervolume_loss_interval: Interval | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RankPoint:
-    """The best finished trial of a rank and scale."""
-
-    scale: float | None
-    rank: float
-    number: int
-    num_trials: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ranks:
-    """Accuracy against rank."""
-
-    points: tuple[RankPoint, ...]
-    plateau_rank: float | None
-    """From which nothing more is gained; null where the highest is better than all lower ones."""
-    largest_gain: Gap | None
-    """Of the best higher rank over the plateau's."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Data:
-    """Examples and their fingerprint."""
-
-    num_train: int
-    num_validation: int
-    num_test: int
-    majority_share: float
-    fingerprint: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Steps:
-    """Optimizer steps of the search."""
-
-    spent: int
-    without_pruning: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Summary:
-    """A sweep in numbers."""
-
-    version: int
-    name: str
-    tuner_version: str
-    metric: Metric
-    objectives: tuple[str, ...]
-    headline: str
-    states: dict[TrialState, int]
-    """Trials of the search."""
-    steps: Steps
-    train_s: float
-    front: tuple[int, ...]
-    """Cheapest first."""
-    picks: dict[str, int]
-    """Rule -> trial."""
-    answers: tuple[Answer, ...]
-    comparisons: tuple[Compared, ...]
-    flattery: Flattery | None
-    confirmations: tuple[Confirmation, ...]
-    diagnoses: tuple[Diagnosis, ...]
-    importances: Importances | None
-    ranks: Ranks | None
-    growth: Growth | None
-    timeline: Timeline | None
-    stops: dict[StopReason, int]
-    audit: Audited | None
-    memory_kind: MemoryKind | None
-    prediction_errors: tuple[float, ...]
-    """Measured over predicted peak, less 1."""
-    data: Data
-    settings: dict[str, str]
-    reproduction: dict[str, str]
-    trials: tuple[Trial, ...]
-
 
 SUMMARY = TypeAdapter(Summary)
 
@@ -246,20 +65,26 @@ def build_summary(data: ReportData) -> Summary:
         states=data.num_by_state,
         steps=Steps(spent=data.budget.steps, without_pruning=data.budget.steps_without_pruning),
         train_s=round(data.budget.train_s, 3),
+        num_begun=data.num_begun,
+        beside=Cost(steps=data.baseline_budget.steps, train_s=round(data.baseline_budget.train_s, 3)),
         front=tuple(row.number for row in data.front),
         picks={pick.rule: pick.row.number for pick in data.picks},
         answers=tuple(_answers(data)),
         comparisons=tuple(
-            Compared(one=pair.one.number, other=pair.other.number, gap=pair.gap, is_clear=pair.gap.is_clear)
+            Pair(one=pair.one.number, other=pair.other.number, gap=pair.gap, is_clear=pair.gap.is_clear)
             for pair in answers.comparisons(data)
         ),
         flattery=data.flattery,
         confirmations=data.confirmations,
         diagnoses=data.diagnoses,
         importances=data.importances,
+        mattered=tuple(value.name for value in data.importances.values if value.matters) if data.importances else (),
         ranks=_ranks(data),
+        heat=tuple(_heat(data)),
         growth=data.growth,
+        is_more_likely_to_help=data.growth.is_likely_to_help if data.growth else None,
         timeline=data.timeline,
+        ties=dict(data.ties),
         stops={reason: counts[reason] for reason in StopReason},
         audit=_audit(data.audit) if data.audit else None,
         memory_kind=data.memory_kind,
@@ -363,8 +188,15 @@ def _ranks(data: ReportData) -> Ranks | None:
     )
 
 
-def _audit(audit: Audit) -> Audited:
-    return Audited(
+def _heat(data: ReportData) -> Iterator[Heat]:
+    numbers = [row.number for row in data.front]
+    heat = heat_of((row.record for row in data.front), data.inspection.model.layers) if numbers else {}
+    for (module, band), ranks in heat.items():
+        yield Heat(module=module, band=band, ranks=dict(zip(numbers, ranks, strict=True)))
+
+
+def _audit(audit: Audit) -> AuditSummary:
+    return AuditSummary(
         num_stopped=audit.num_stopped,
         num_audited=audit.num_audited,
         num_failed=audit.num_failed,

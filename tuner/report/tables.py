@@ -12,7 +12,8 @@ from tuner.trial import ParamValue
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tuner.report.data import ReportData, Row
+    from tuner.report.data import ReportData
+    from tuner.report.rows import Row
 
 COSTS = ("trainable_params", "peak_memory_gib", "memory_kind", "train_s")
 

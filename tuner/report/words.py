@@ -14,12 +14,14 @@ from tuner.space import dimensions
 from tuner.trial import Baseline, MemoryKind, Metrics, TrialState, param_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tuner.config import SweepConfig
     from tuner.space import Searched
 
 MIB = 2**20
+MOST_NAMED = 6
+"""Trials that a sentence names."""
 
 COSTS = {Objective.TRAINABLE_PARAMS: "trainable parameters", Objective.PEAK_MEMORY_GIB: "peak memory"}
 """What a front may weigh beside its metric."""
@@ -121,6 +123,22 @@ def short_count(number: float) -> str:
         if abs(number) >= size:
             return f"{number / size:.4g}{suffix}"
     return f"{number:.4g}"
+
+
+def numbers_text(numbers: Sequence[int]) -> str:
+    """[3, 5, 7] -> trials 3, 5 and 7; of many the first few and how many more."""
+    if not numbers:
+        return ""
+    shown = [str(number) for number in numbers[:MOST_NAMED]]
+    if len(numbers) > MOST_NAMED:
+        return f"trials {', '.join(shown)} and {len(numbers) - MOST_NAMED} more"
+    *first, last = shown
+    return f"trials {', '.join(first)} and {last}" if first else f"trial {last}"
+
+
+def last_line(text: str) -> str:
+    """What a traceback says at its end."""
+    return text.strip().splitlines()[-1] if text.strip() else "no more is known"
 
 
 def scale_text(scale: float | None) -> str:

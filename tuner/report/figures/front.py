@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tuner import metric_text
-from tuner.report.answers import tied_with_best
-from tuner.report.data import ReportData, Standing
+from tuner.report.answers import ringed
+from tuner.report.data import ReportData
 from tuner.report.figures.axes import on_scale
 from tuner.report.figures.labels import Font, Pixel, place_labels
-from tuner.report.figures.plot import Figure, Trace, axis, figure, log_axis, marker, thinned, thinned_note
+from tuner.report.figures.plot import Figure, Trace, axis, figure, finite, log_axis, marker, thinned, thinned_note
 from tuner.report.figures.views import LEGEND, SEARCHED, STYLES, Point, View, build_views
+from tuner.report.rows import Standing
 from tuner.report.words import short_count
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ FAINT = 0.55
 
 def front_figures(data: ReportData) -> tuple[Figure, ...]:
     """The 2-D views of the front; none before a trial is there to show."""
-    tied = {row.number for row in tied_with_best(data)} if len(data.front) > 1 else set()
+    tied = {*ringed(data)}
     return tuple(_front_figure(view, tied) for view in build_views(data) if view.points)
 
 
@@ -48,12 +49,12 @@ def _front_figure(view: View, tied: set[int]) -> Figure:
 
 def _rings(view: View, tied: set[int]) -> Trace:
     """Around each trial that can't be told apart from the best."""
-    ringed = [point for point in view.of(Standing.FRONT) if point.row.number in tied] if len(tied) > 1 else []
+    points = [point for point in view.of(Standing.FRONT) if point.row.number in tied]
     return {
         "type": "scatter",
         "mode": "markers",
-        "x": [point.x for point in ringed],
-        "y": [point.y for point in ringed],
+        "x": [point.x for point in points],
+        "y": [point.y for point in points],
         "marker": {"symbol": "circle-open", "size": 19, "color": STYLES[Standing.FRONT].colour, "line": {"width": 1.2}},
         "cliponaxis": False,
         "hoverinfo": "skip",
@@ -92,7 +93,7 @@ def _scatter(points: Sequence[Point], standing: Standing, labels: Labels) -> Tra
         "x": [point.x for point in points],
         "y": [point.y for point in points],
         "error_y": {
-            "array": [point.error for point in points],
+            "array": [finite(point.error) for point in points],
             "thickness": 1.2,
             "width": 3,
             "visible": is_front,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuner import metric_text
-from tuner.report.data import ReportData, Row, Standing
+from tuner.report.data import ReportData
 from tuner.report.figures.axes import log_ticks, on_scale
 from tuner.report.figures.views import LEGEND, STYLES
+from tuner.report.rows import Row, Standing
 from tuner.report.words import memory_unit, result, short_count
 from tuner.trial import Metric, param_text
 
@@ -54,8 +55,7 @@ def hover(data: ReportData, row: Row, at: Metrics | None = None) -> str:
     """
     at = at or row.last
     lines = [f"<b>{row.label}</b>{f' {row.standing.value}' if row.is_searched else ''}"]
-    if row.stop:
-        lines.append(html.escape(row.stop))
+    lines += [html.escape(text) for text in (row.reason, row.stop) if text]
     if at:
         lines.append(f"{metric_text.name(data.metric)} {result(data, at)}, loss {at.loss:.3f}, step {at.steps}")
         others = [(Metric(name), value) for name, value in at.others]

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from tuner import metric_text
 from tuner.layers import BANDS
-from tuner.report.data import ReportData, Row, Standing
+from tuner.report.data import ReportData
 from tuner.report.figures.axes import padded
 from tuner.report.figures.plot import Figure, Trace, axis, figure, log_axis, marker, on_axis, thinned, thinned_note
 from tuner.report.figures.views import SEARCHED, STYLES
 from tuner.report.findings.ranks import Band, heat_of
+from tuner.report.rows import Row, Standing
 from tuner.report.words import scale_text, short_count
 from tuner.trial import param_text
 

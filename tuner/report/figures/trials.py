@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner import metric_text
 from tuner.dimensions import Range
-from tuner.report.data import ReportData, Row, Standing
+from tuner.report.data import ReportData
 from tuner.report.figures.axes import padded
 from tuner.report.figures.plot import (
     BACK_TO_FRONT,
@@ -24,6 +24,7 @@ from tuner.report.figures.plot import (
     thinned_note,
 )
 from tuner.report.figures.views import SEARCHED, STYLES
+from tuner.report.rows import Row, Standing
 from tuner.report.words import dimension_of
 from tuner.space import searched_params
 from tuner.trial import param_text

@@ -11,9 +11,10 @@ import numpy as np
 from tuner import metric_text
 from tuner.front import Objective
 from tuner.pareto import non_dominated_mask
-from tuner.report.data import ReportData, Row, Standing
+from tuner.report.data import ReportData
 from tuner.report.figures.axes import Span, clipped, log_ticks, padded, stretched
 from tuner.report.figures.labels import LOWER_LEFT_FIRST, UPPER_LEFT_FIRST, Corners
+from tuner.report.rows import Row, Standing
 from tuner.report.words import baseline_key, memory_unit, objective_text, short_count
 from tuner.trial import TrialState
 

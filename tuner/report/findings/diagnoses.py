@@ -14,22 +14,25 @@ from typing import TYPE_CHECKING
 from tuner import metric_text
 from tuner.dimensions import Choices, Range
 from tuner.front import RECOMMENDED, Pick, is_candidate, objectives_of
-from tuner.report.findings.intervals import Gap, gap_of, num_to_tell_apart, validation_estimate
+from tuner.report.findings.held_out import seed_deviation_of
+from tuner.report.findings.intervals import Gap, num_to_tell_apart, validation_estimate, validation_gap
 from tuner.space import dimensions
-from tuner.trial import param_text
+from tuner.trial import Metric, param_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tuner.config import SweepConfig
     from tuner.report.findings.held_out import Confirmation, Flattery
     from tuner.space import Searched
-    from tuner.trial import HeldOut, Inspection, Metric, Metrics, TrialRecord
+    from tuner.trial import HeldOut, Inspection, Metrics, TrialRecord
 
 EDGE_SHARE = 0.1
 """Outer share of a range, on its scale, that counts as its edge."""
-NUM_BEST = 3
-"""Best trials that must all lie at an edge where the gap alone is not clear."""
+MIN_TESTED = 3
+"""Trials that a test needs on either side; with fewer the best of each side are compared."""
+LEVEL = 0.05
+"""Of tests."""
 MOST_EXAMPLES = 200_000
 """Trials that more examples than this would be needed for are as good as equal."""
 
@@ -46,6 +49,10 @@ class Kind(enum.StrEnum):
     NOTHING_LEARNED = "Nothing learned"
     FLATTERED = "Validation score flattered"
     SEEDS = "Seeds move more than choices"
+
+
+_LEAST = {Kind.RANK_AT_EDGE: 1}
+"""Below which nothing can be searched."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,10 +97,9 @@ class Seen:
         known = [record for record in self.trials if is_candidate(record) and math.isfinite(last_of(record).accuracy)]
         return sorted(known, key=lambda record: (self.metric.loss(last_of(record).accuracy), record.number))
 
-    def gap(self, one: TrialRecord, other: TrialRecord) -> Gap:
-        """By how much one is better."""
-        tests = self.tests.get(one.number), self.tests.get(other.number)
-        return gap_of(self.metric, last_of(one), last_of(other), tests)
+    def validation_gap(self, one: TrialRecord, other: TrialRecord) -> Gap:
+        """By how much one is better on the data on which both were chosen."""
+        return validation_gap(self.metric, last_of(one), last_of(other))
 
 
 def last_of(record: TrialRecord) -> Metrics:
@@ -112,34 +118,30 @@ def at_edge(seen: Seen) -> Iterator[Diagnosis]:
 
 
 def too_few_examples(seen: Seen) -> Iterator[Diagnosis]:
-    """Trials that are recommended for different reasons can't be told apart."""
+    """Trials that are recommended for different reasons can't be told apart on the data on which they were chosen."""
     objectives = objectives_of(seen.config)
     if not seen.front:
         return
-    picked = {record.number: record for record in (Pick(rule=rule).of(seen.front, objectives) for rule in RECOMMENDED)}
-    for one, other in itertools.combinations(picked.values(), 2):
-        num = num_to_tell_apart(seen.metric, last_of(one), last_of(other))
-        gap = seen.gap(one, other)
-        if gap.is_clear or num is None:
+    picks = (Pick(rule=rule).of(seen.front, objectives) for rule in RECOMMENDED)
+    for one, other in itertools.combinations({record.number: record for record in picks}.values(), 2):
+        num, have = num_to_tell_apart(seen.metric, last_of(one), last_of(other)), last_of(one).num_validation
+        if num is None or not have < num <= MOST_EXAMPLES or seen.validation_gap(one, other).is_clear:
             continue
-        have = last_of(one).num_validation
         apart = metric_text.gap(seen.metric, abs(last_of(one).accuracy - last_of(other).accuracy))
-        if num > MOST_EXAMPLES:
-            continue
         yield Diagnosis(
             kind=Kind.TOO_FEW_EXAMPLES,
             evidence=(
                 f"Trials {one.number} and {other.number} are {apart} apart on {have:,} validation examples, "
                 "which is within the noise."
             ),
-            advice=f"About {_rounded(num):,} validation examples would tell them apart, if the gap stays as it is.",
+            advice=f"About {_rounded(num):,} would show a difference of that size four times in five.",
         )
         return
 
 
 def nothing_learned(seen: Seen) -> Iterator[Diagnosis]:
-    """The best trial is no better than answering without having learned."""
-    if not seen.finished or not seen.metric.is_hit_rate:
+    """The best trial is no better than the commonest answer."""
+    if not seen.finished or seen.metric not in {Metric.ACCURACY, Metric.EXACT_MATCH}:
         return
     best = validation_estimate(seen.metric, last_of(seen.finished[0]))
     floor = seen.inspection.majority_share
@@ -147,8 +149,8 @@ def nothing_learned(seen: Seen) -> Iterator[Diagnosis]:
         yield Diagnosis(
             kind=Kind.NOTHING_LEARNED,
             evidence=(
-                f"The best trial has {metric_text.text(seen.metric, best.value)}, and the commonest answer alone "
-                f"{metric_text.text(seen.metric, floor)}: within the noise of each other."
+                f"The highest score is {metric_text.text(seen.metric, best.value)}: no better, beyond the noise, than the "
+                f"commonest answer alone ({metric_text.text(seen.metric, floor)})."
             ),
             advice="Look at the data and the prompts first; then at more steps and higher learning rates.",
         )
@@ -169,22 +171,23 @@ def flattered(seen: Seen) -> Iterator[Diagnosis]:
 
 
 def moved_by_seeds(seen: Seen) -> Iterator[Diagnosis]:
-    """Another seed changes more than the choice between the recommended trials."""
-    spreads = {
-        one.number: one.validation.deviation for one in seen.confirmations if one.validation.deviation is not None
-    }
-    if len(spreads) < 2:  # noqa: PLR2004 -- trials to choose between
+    """Trials that were trained anew can't be told apart from what another seed does to each of them."""
+    from scipy.stats import f_oneway  # noqa: PLC0415 -- takes a second to import
+
+    groups = [one.validation.scores for one in seen.confirmations if len(one.validation.scores) > 1]
+    deviation = seed_deviation_of(seen.confirmations)
+    if len(groups) < 2 or not deviation:  # noqa: PLR2004 -- trials to choose between
         return
-    means = [one.validation.mean for one in seen.confirmations]
-    between, within = max(means) - min(means), max(spreads.values())
-    if within > between:
+    p = float(f_oneway(*groups).pvalue)
+    if p >= LEVEL:
+        numbers = ", ".join(str(one.number) for one in seen.confirmations)
         yield Diagnosis(
             kind=Kind.SEEDS,
             evidence=(
-                f"Over other seeds a trial's score has a standard deviation of up to {metric_text.gap(seen.metric, within)}; "
-                f"the means of the trials that were trained anew lie {metric_text.gap(seen.metric, between)} apart."
+                f"Another seed moves a score by {metric_text.gap(seen.metric, deviation)} (standard deviation); over their seeds "
+                f"trials {numbers} can't be told apart (one-way ANOVA, p = {p:.2g})."
             ),
-            advice="Choose by cost, not by these scores; or raise confirm.seeds.",
+            advice="Weigh cost before these scores, or raise confirm.seeds.",
         )
 
 
@@ -197,32 +200,37 @@ def _edge_of(seen: Seen, name: str, dimension: Searched, kind: Kind) -> Iterator
     known = [record for record in seen.finished if name in dict(record.spec.params)]
     if not known:
         return
-    values = {record.number: float(dict(record.spec.params)[name]) for record in known}
-    side = _side(values[known[0].number], dimension)
-    if not side:
+    sides = {record.number: _side(float(dict(record.spec.params)[name]), dimension) for record in known}
+    value, side = dict(known[0].spec.params)[name], sides[known[0].number]
+    if not side or (side < 0 and value == _LEAST.get(kind)):
         return
-    inner = next((record for record in known if _side(values[record.number], dimension) != side), None)
-    gap = seen.gap(known[0], inner) if inner else None
-    are_all_there = len(known) >= NUM_BEST and all(
-        _side(values[one.number], dimension) == side for one in known[:NUM_BEST]
-    )
-    if not (are_all_there or (gap is not None and gap.low > 0)):
+    there = [record for record in known if sides[record.number] == side]
+    inside = [record for record in known if sides[record.number] != side]
+    if not inside or (found := _edge_evidence(seen, there, inside)) is None:
         return
     end = "upper" if side > 0 else "lower"
-    yield Diagnosis(
-        kind=kind, evidence=_edge_words(seen, name, known[0], end, inner, gap), advice=_edge_advice(name, end)
-    )
+    lies = f"has {name} {param_text(value)}, at the {end} end of what was searched"
+    evidence = f"Trial {known[0].number}, which scores highest, {lies}. {found}"
+    yield Diagnosis(kind=kind, evidence=evidence, advice=_edge_advice(name, end))
 
 
-def _edge_words(seen: Seen, name: str, best: TrialRecord, end: str, inner: TrialRecord | None, gap: Gap | None) -> str:
-    value = param_text(dict(best.spec.params)[name])
-    first = f"The best finished trial ({best.number}) has {name} {value}, at the {end} end of what was searched."
-    if inner is None or gap is None:
-        return f"{first} No trial away from that end has finished."
-    apart = metric_text.gap(seen.metric, abs(gap.value))
-    if gap.low > 0:
-        return f"{first} The best away from that end (trial {inner.number}) is {apart} worse, beyond the noise."
-    return f"{first} So have the {NUM_BEST} best; trial {inner.number}, away from it, is within the noise of them."
+def _edge_evidence(seen: Seen, there: Sequence[TrialRecord], inside: Sequence[TrialRecord]) -> str | None:
+    """That trials at an edge are better than the others: by a test of all where there are enough, else by the best of each."""
+    if min(len(there), len(inside)) < MIN_TESTED:
+        gap = seen.validation_gap(there[0], inside[0])
+        apart = metric_text.gap(seen.metric, abs(gap.value))
+        words = f"The best away from it, trial {inside[0].number}, is {apart} worse, beyond the noise."
+        return words if gap.low > 0 else None
+    p = _p_better(seen, there, inside)
+    words = f"The {len(there)} finished trials there score higher than the {len(inside)} others"
+    return f"{words} (Mann-Whitney U, p = {p:.2g})." if p < LEVEL else None
+
+
+def _p_better(seen: Seen, there: Sequence[TrialRecord], inside: Sequence[TrialRecord]) -> float:
+    from scipy.stats import mannwhitneyu  # noqa: PLC0415 -- takes a second to import
+
+    losses = [[seen.metric.loss(last_of(record).accuracy) for record in group] for group in (there, inside)]
+    return float(mannwhitneyu(*losses, alternative="less").pvalue)
 
 
 def _edge_advice(name: str, end: str) -> str:
@@ -236,11 +244,7 @@ def _side(value: float, dimension: Searched) -> int:
     """-1 at the lower edge, 1 at the upper, 0 between. A dimension of one or two choices is all edge, and has none."""
     match dimension:
         case Range(low=low, high=high, log=log):
-            place = (
-                math.log(value / low) / math.log(high / low)
-                if log and high > low
-                else (value - low) / ((high - low) or 1)
-            )
+            place = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
             return -1 if place <= EDGE_SHARE else 1 if place >= 1 - EDGE_SHARE else 0
         case Choices(choices=choices) if len(choices) > 2:  # noqa: PLR2004 -- something must lie between
             low, high = min(map(float, choices)), max(map(float, choices))

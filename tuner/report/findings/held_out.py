@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,14 +20,12 @@ if TYPE_CHECKING:
 class Spread:
     """Scores of the same spec from several seeds."""
 
+    scores: tuple[float, ...]
+    """In the metric's unit, by seed."""
     mean: float
-    """In the metric's unit."""
+    """Of them."""
     deviation: float | None
     """Sample standard deviation; None for a single seed."""
-    low: float
-    """The lowest."""
-    high: float
-    """The highest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +99,16 @@ def flattery_of(metric: Metric, front: Sequence[TrialRecord], tests: Mapping[int
     )
 
 
+def seed_deviation_of(confirmations: Sequence[Confirmation]) -> float | None:
+    """By how much another seed moves a score: the standard deviations over seeds, pooled; None where there are none."""
+    spreads = [(one.test or one.validation).scores for one in confirmations]
+    known = [scores for scores in spreads if len(scores) > 1]
+    if not known:
+        return None
+    degrees = sum(len(scores) - 1 for scores in known)
+    return math.sqrt(sum((len(scores) - 1) * statistics.variance(scores) for scores in known) / degrees)
+
+
 def _confirmation(number: int, records: Sequence[TrialRecord]) -> Confirmation | None:
     ended = [record for record in records if record.spec.confirms == number and not record.state.is_open]
     finished = [(record, record.last) for record in ended if record.state is TrialState.COMPLETE and record.last]
@@ -117,7 +126,7 @@ def _confirmation(number: int, records: Sequence[TrialRecord]) -> Confirmation |
 
 def _spread(values: Sequence[float]) -> Spread:
     deviation = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(mean=statistics.fmean(values), deviation=deviation, low=min(values), high=max(values))
+    return Spread(scores=tuple(values), mean=statistics.fmean(values), deviation=deviation)
 
 
 def _loss(metric: Metric, record: TrialRecord) -> float:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MIN_FINISHED = 5
 """Finished trials without which nothing is said of further ones."""
+LONGEST_BREAK_S = 5.0
+"""Between two rungs of a trial; after a longer one it is another stretch of work."""
 SMALL_GAIN = 0.005
 """Share of the hypervolume; a trial that is expected to add less is unlikely to help."""
 
@@ -40,7 +42,8 @@ class Growth:
     """What one more finished trial like these adds on average, as a share of the hypervolume; None with too few.
 
     The mean over the trials of what each adds to all others: the jackknife's answer to what the last of so many trials adds,
-    if they came in any order. A sampler that learns does a little better.
+    if they came in any order. A sampler that learns does a little better. Scores are drawn together by as much of their
+    spread as the noise of the evaluation explains, or else luck would count as gain.
     """
     num_since: int
     """Finished trials since the last that entered the front."""
@@ -72,22 +75,13 @@ class Timeline:
     """What each worker did when."""
 
     stretches: tuple[Stretch, ...]
-    """By worker, then by time."""
+    """By time."""
     num_workers: int
     """Processes that ever worked."""
     length_s: float
     """From the first beginning to the last end."""
-
-    @property
-    def busy_share(self) -> float:
-        """Share of the time in which workers trained or evaluated, each counted from its own first work to its last."""
-        present: dict[int, tuple[float, float]] = {}
-        for one in self.stretches:
-            begun, ended = present.get(one.worker, (one.begun_s, one.ended_s))
-            present[one.worker] = (min(begun, one.begun_s), max(ended, one.ended_s))
-        busy = sum(one.ended_s - one.begun_s for one in self.stretches)
-        there = sum(ended - begun for begun, ended in present.values())
-        return busy / there if there else 0.0
+    busy_share: float
+    """Share of the time in which workers trained or evaluated, each counted from its own first work to its last."""
 
 
 def growth_of(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> Growth | None:
@@ -108,7 +102,7 @@ def growth_of(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -
         steps=tuple(_steps_spent(searched, finished, has_times=has_times)),
         hours=tuple(_hours(searched, finished)) if has_times else (),
         volumes=tuple(volumes),
-        expected_gain=_expected_gain(points) if len(finished) >= MIN_FINISHED else None,
+        expected_gain=_expected_gain(_shrunk(points, finished)) if len(finished) >= MIN_FINISHED else None,
         num_since=num_since,
     )
 
@@ -123,8 +117,15 @@ def timeline_of(records: Sequence[TrialRecord]) -> Timeline | None:
     stretches: dict[int, list[Stretch]] = {place: [] for place in workers.values()}
     for span, record in spans:
         _append(stretches[workers[span.worker]], _stretch(span, record, workers[span.worker], start))
-    whole = tuple(one for place in sorted(stretches) for one in stretches[place])
-    return Timeline(stretches=whole, num_workers=len(workers), length_s=max(one.ended_s for one in whole))
+    whole = sorted((one for some in stretches.values() for one in some), key=lambda one: (one.begun_s, one.worker))
+    busy = sum(span.ended_s - span.begun_s for span, _ in spans)
+    there = sum(max(one.ended_s for one in some) - some[0].begun_s for some in stretches.values())
+    return Timeline(
+        stretches=tuple(whole),
+        num_workers=len(workers),
+        length_s=max(one.ended_s for one in whole),
+        busy_share=min(1.0, busy / there) if there else 0.0,
+    )
 
 
 def _volumes(points: FloatArray) -> tuple[list[float], int]:
@@ -142,6 +143,18 @@ def _volumes(points: FloatArray) -> tuple[list[float], int]:
             volumes.append(volumes[-1])
     last = volumes[-1] or 1.0
     return [volume / last for volume in volumes], len(points) - 1 - entered
+
+
+def _shrunk(points: FloatArray, finished: Sequence[TrialRecord]) -> FloatArray:
+    """The points with the better half of the scores drawn to their mean, as James and Stein do (Efron, Morris, JASA 1973)."""
+    errors = np.array([record.last.standard_error for record in finished if record.last])
+    better = points[:, 0] <= np.median(points[:, 0])
+    spread = float(points[better, 0].var())
+    kept = max(0.0, 1 - float((errors[better] ** 2).mean()) / spread) if spread > 0 else 0.0
+    shrunk = points.copy()
+    mean = points[better, 0].mean()
+    shrunk[better, 0] = mean + kept * (points[better, 0] - mean)
+    return shrunk
 
 
 def _expected_gain(points: FloatArray) -> float:
@@ -207,8 +220,9 @@ def _stretch(span: Span, record: TrialRecord, worker: int, start: float) -> Stre
 
 
 def _append(stretches: list[Stretch], new: Stretch) -> None:
-    """Join it to the one before where that was work on the same trial."""
-    if stretches and stretches[-1].number == new.number:
+    """Join it to the one before where that was work on the same trial just now."""
+    is_one = stretches and stretches[-1].number == new.number and new.begun_s - stretches[-1].ended_s < LONGEST_BREAK_S
+    if is_one:
         former = stretches.pop()
         new = Stretch(
             worker=new.worker, begun_s=former.begun_s, ended_s=new.ended_s, number=new.number, label=new.label

@@ -7,12 +7,13 @@ shown by the best of its trials, whatever their learning rates, among trials of 
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuner.layers import ranks_of
-from tuner.report.findings.intervals import Gap, gap_of
+from tuner.report.findings.intervals import CONFIDENCE, NUM_SIGMAS, Gap, gap_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -64,11 +65,13 @@ class Plateau:
     number: int
     """Its best trial."""
     largest_gain: Gap
-    """Of the higher rank that is best beside it: what can't be excluded is the high end."""
+    """Of the higher rank whose gain reaches furthest: what is not excluded is the high end."""
     largest_rank: float
     """Which one that is."""
     num_compared: int
     """Higher ranks that it was held against."""
+    num_paired: int
+    """Of them, those that were compared on the same test examples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,14 +82,18 @@ class RankEffect:
     """By rising scale; at last one of mixed scales, where no scale by itself has enough ranks."""
     tested: Band
     """The band that the test is made on: that with most ranks, then most trials."""
+    seed_deviation: float | None
+    """By how much another seed moves a score; the test allows for it. None where no trial was trained anew."""
     plateau: Plateau | None
-    """None where the highest rank is better than each lower one beyond the noise."""
-    is_gain_clear: bool
-    """Whether the highest rank tried is better than every lower one beyond the noise."""
+    """None where each rank but the highest is worse than a higher one beyond the noise."""
 
 
 def rank_effect(
-    metric: Metric, finished: Sequence[TrialRecord], layers: Sequence[Layer], tests: Mapping[int, HeldOut]
+    metric: Metric,
+    finished: Sequence[TrialRecord],
+    layers: Sequence[Layer],
+    tests: Mapping[int, HeldOut],
+    seed_deviation: float | None = None,
 ) -> RankEffect | None:
     """Compare ranks by their best trials.
 
@@ -95,15 +102,14 @@ def rank_effect(
         finished: Finished trials of the search.
         layers: The base model's.
         tests: Trial number -> scores on the test data, where there are any.
+        seed_deviation: Standard deviation of a score over seeds; None if unknown.
 
     Returns:
         None with fewer than two ranks.
     """
     placed = mean_ranks(finished, layers)
     known = [
-        record
-        for record in finished
-        if record.last and math.isfinite(record.last.accuracy) and placed.get(record.number)
+        record for record in finished if record.last and math.isfinite(record.last.accuracy) and record.number in placed
     ]
     bands = [band for band in _bands(metric, known, placed) if len(band.best) >= MIN_RANKS]
     mixed = _band(metric, known, placed, scale=None)
@@ -112,12 +118,12 @@ def rank_effect(
     if max((len(band.best) for band in bands), default=0) < min(ENOUGH_RANKS, len(mixed.best)):
         bands.append(mixed)
     tested = max(bands, key=lambda band: (len(band.best), band.num_trials))
-    plateau = _plateau(metric, tested, tests)
-    return RankEffect(bands=tuple(bands), tested=tested, plateau=plateau, is_gain_clear=plateau is None)
+    plateau = _plateau(metric, tested, tests, seed_deviation or 0.0)
+    return RankEffect(bands=tuple(bands), tested=tested, seed_deviation=seed_deviation, plateau=plateau)
 
 
 def mean_ranks(records: Iterable[TrialRecord], layers: Sequence[Layer]) -> dict[int, float]:
-    """Trial number -> mean rank of the layers that are adapted, to two digits; without those that adapt none."""
+    """Trial number -> mean rank of the layers that are adapted, to three digits; without those that adapt none."""
     found, known = {}, dict[tuple[object, ...], float]()
     for record in records:
         lora = record.spec.lora
@@ -126,7 +132,7 @@ def mean_ranks(records: Iterable[TrialRecord], layers: Sequence[Layer]) -> dict[
         key = lora.r, lora.target_modules, lora.rank_pattern  # ten thousand trials share a few of these
         if key not in known:
             ranks = ranks_of(layers, lora)
-            known[key] = float(f"{sum(ranks.values()) / len(ranks):.2g}") if ranks else 0.0
+            known[key] = float(f"{sum(ranks.values()) / len(ranks):.3g}") if ranks else 0.0
         if known[key]:
             found[record.number] = known[key]
     return found
@@ -167,20 +173,35 @@ def _band(metric: Metric, records: Sequence[TrialRecord], ranks: Mapping[int, fl
     return Band(scale=scale, best=tuple(best))
 
 
-def _plateau(metric: Metric, band: Band, tests: Mapping[int, HeldOut]) -> Plateau | None:
+def _plateau(metric: Metric, band: Band, tests: Mapping[int, HeldOut], seed_deviation: float) -> Plateau | None:
     for place, at in enumerate(band.best[:-1]):
         higher = band.best[place + 1 :]
-        gaps = {other.rank: _gap(metric, other.record, at.record, tests) for other in higher}
+        found = {other.rank: _gap(metric, other.record, at.record, tests) for other in higher}
+        gaps = {rank: _widened(gap, len(found), seed_deviation) for rank, gap in found.items()}
         if not any(gap.low > 0 for gap in gaps.values()):
-            largest = max(gaps, key=lambda rank: gaps[rank].value)
+            largest = max(gaps, key=lambda rank: gaps[rank].high)
             return Plateau(
                 rank=at.rank,
                 number=at.record.number,
                 largest_gain=gaps[largest],
                 largest_rank=largest,
                 num_compared=len(gaps),
+                num_paired=sum(gap.is_paired for gap in gaps.values()),
             )
     return None
+
+
+def _widened(gap: Gap, num_compared: int, seed_deviation: float) -> Gap:
+    """The interval that holds for all of several comparisons together (Bonferroni), and that allows for both trials' seeds."""
+    normal = statistics.NormalDist()
+    factor = normal.inv_cdf(1 - (1 - CONFIDENCE) / 2 / num_compared) / NUM_SIGMAS
+    seeds = NUM_SIGMAS * math.sqrt(2) * seed_deviation
+    return Gap(
+        value=gap.value,
+        low=gap.value - factor * math.hypot(gap.value - gap.low, seeds),
+        high=gap.value + factor * math.hypot(gap.high - gap.value, seeds),
+        is_paired=gap.is_paired,
+    )
 
 
 def _gap(metric: Metric, one: TrialRecord, other: TrialRecord, tests: Mapping[int, HeldOut]) -> Gap:
@@ -190,10 +211,10 @@ def _gap(metric: Metric, one: TrialRecord, other: TrialRecord, tests: Mapping[in
 
 
 def _scale(record: TrialRecord) -> float:
-    """The factor on B A x of a layer of rank `r`, to two digits."""
+    """The factor on B A x of a layer of rank `r`, to three digits."""
     lora = record.spec.lora
     assert lora is not None  # noqa: S101 -- trials of a search have an adapter
-    return float(f"{lora.scaling_at(lora.r):.2g}")
+    return float(f"{lora.scaling_at(lora.r):.3g}")
 
 
 def _loss(metric: Metric, record: TrialRecord) -> float:

@@ -20,8 +20,10 @@ RISE = 1.05
 """A validation loss this many times the lowest before it, with a training loss that fell, is overfitting."""
 MIN_UNSTABLE, MIN_STABLE = 2, 3
 """Trials that a comparison needs on either side."""
-LEVEL = 0.05
-"""Of the test whether unstable trials have larger values."""
+LEAP = 3.0
+"""A step's training loss this many times the mean of the stretch before is a spike too."""
+LEVEL = 0.05 / 2
+"""Of the test whether unstable trials have larger values: two suspects are tried."""
 
 SUSPECTS: dict[str, Callable[[TrialRecord], float]] = {
     "learning rate": lambda record: record.spec.learning_rate,
@@ -55,22 +57,23 @@ def unstable(seen: Seen) -> Iterator[Diagnosis]:
 
 
 def under_trained(seen: Seen) -> Iterator[Diagnosis]:
-    """The front was still getting better by more than the noise of one evaluation when it ended."""
-    rising = [_last_gain(seen, record) for record in seen.front]
-    gains = [gain for gain in rising if gain is not None]
-    if not gains or _overfitted(seen):
+    """At the pace of its last two stretches the front would gain more than the noise of an evaluation in another one."""
+    paces = [_pace(seen, record.curve) for record in seen.front]
+    known = [pace for pace in paces if pace is not None]
+    if not known or _overfitted(seen):
         return
-    gain, error = statistics.median(gains), statistics.median(last_of(record).standard_error for record in seen.front)
-    if gain <= error:
+    last = statistics.median(gain for gain, _ in known)
+    coming = statistics.median(coming for _, coming in known)
+    error = statistics.median(last_of(record).standard_error for record in seen.front)
+    if coming <= error:
         return
-    before = next(record.curve[-2].steps for record in seen.front if len(record.curve) > 1)
-    after = seen.config.training.max_steps
-    noise = metric_text.gap(seen.metric, error)
+    rungs = seen.config.rungs
+    gained, more, noise = (metric_text.gap(seen.metric, value) for value in (last, coming, error))
     yield Diagnosis(
         kind=Kind.UNDER_TRAINED,
         evidence=(
-            f"From step {before:,} to step {after:,} the trials on the front still gained "
-            f"{metric_text.gap(seen.metric, gain)} in the median, more than one standard error ({noise})."
+            f"From step {rungs[-2]:,} to step {rungs[-1]:,} the trials on the front gained {gained} in the median; falling off "
+            f"as before, another such stretch would bring {more} more, which is above one standard error ({noise})."
         ),
         advice="Raise training.max_steps.",
     )
@@ -111,26 +114,43 @@ def _diverged(record: TrialRecord) -> bool:
 
 
 def _spiked(curve: Sequence[Metrics]) -> bool:
-    """Validation and training loss both rose well above where they had been."""
-    for place in range(1, len(curve)):
-        now, before = curve[place], curve[:place]
-        lowest = min(before, key=lambda at: at.loss)
-        rose = now.train_loss is None or lowest.train_loss is None or now.train_loss > lowest.train_loss
-        if now.loss > SPIKE * lowest.loss and rose and (now.train_loss is not None or now.accuracy < lowest.accuracy):
-            return True
-    return False
+    """Losses rose well above where they had been, at a rung or in a step before it."""
+    return any(
+        _rose(curve[place], curve[:place]) or _leapt(curve[place], curve[:place]) for place in range(1, len(curve))
+    )
+
+
+def _rose(now: Metrics, before: Sequence[Metrics]) -> bool:
+    """Validation and training loss at a rung; where the training loss is not known the metric stands for it."""
+    lowest = min(before, key=lambda at: at.loss)
+    if now.loss <= SPIKE * lowest.loss:
+        return False
+    if now.train_loss is None or lowest.train_loss is None:
+        return now.accuracy < lowest.accuracy
+    return now.train_loss > lowest.train_loss
+
+
+def _leapt(now: Metrics, before: Sequence[Metrics]) -> bool:
+    """The loss of a step: many times the mean before it, and above that of the first stretch, when nothing had been learned."""
+    means = [at.train_loss for at in before if at.train_loss is not None]
+    if now.worst_train_loss is None or not means:
+        return False
+    return now.worst_train_loss > max(LEAP * means[-1], SPIKE * means[0])
 
 
 def _lowest(curve: Sequence[Metrics]) -> float:
     return min(at.loss for at in curve)
 
 
-def _last_gain(seen: Seen, record: TrialRecord) -> float | None:
-    """What the last stretch added, in the metric's unit; None where the trial was scored once."""
-    if len(record.curve) < 2:  # noqa: PLR2004 -- a before and an after
+def _pace(seen: Seen, curve: Sequence[Metrics]) -> tuple[float, float] | None:
+    """(what the last stretch gained, what another would if gains fall off by the same factor), in the metric's unit."""
+    if len(curve) < 3:  # noqa: PLR2004 -- two stretches
         return None
-    before, after = record.curve[-2:]
-    return seen.metric.loss(before.accuracy) - seen.metric.loss(after.accuracy)
+    losses = [seen.metric.loss(at.accuracy) for at in curve[-3:]]
+    before, last = losses[0] - losses[1], losses[1] - losses[2]
+    if last <= 0:
+        return last, 0.0
+    return last, last * min(1.0, last / before) if before > 0 else last
 
 
 def _p_larger(name: str, shaken: Sequence[TrialRecord], calm: Sequence[TrialRecord]) -> float:
