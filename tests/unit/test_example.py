@@ -1,4 +1,4 @@
-"""The committed example report is what its journal says, and what the sweep file beside it asked for."""
+"""The committed reports are what their journals say, and what the sweep files beside them asked for."""
 
 from __future__ import annotations
 
@@ -13,44 +13,58 @@ from tuner.report import write_report
 from tuner.sweep_file import load_sweep_file
 from tuner.trial import TrialState
 
-EXAMPLE = ROOT / "reports" / "example"
+FILES = {"report.html", "report.md", "summary.json", "trials.csv", "front.csv", "front.png", "front.svg"}
+EXAMPLES = ("example", "tool-calling")
+
+each_example = pytest.mark.parametrize("name", EXAMPLES)
 
 
 @pytest.fixture
-def rebuilt(tmp_path: Path) -> Path:
-    """The example's report, written anew from its journal."""
-    folder = tmp_path / "example"
-    folder.mkdir()
-    for name in ("sweep.yaml", "study.journal"):
-        shutil.copy(EXAMPLE / name, folder)
+def rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Path:
+    """An example's report, written anew from its journal, at the same place seen from where the command is given."""
+    folder = Path("reports") / name
+    monkeypatch.chdir(tmp_path)
+    folder.mkdir(parents=True)
+    for file in ("sweep.yaml", "study.journal"):
+        shutil.copy(ROOT / folder / file, folder)
     loaded = sweep.load(folder)
     write_report(folder, loaded.config, loaded.inspection, loaded.records)
     return folder
 
 
-@pytest.mark.parametrize("name", ["trials.csv", "front.csv", "summary.json"])
-def test_the_tables_are_what_the_journal_gives(rebuilt: Path, name: str) -> None:
-    assert (rebuilt / name).read_text() == (EXAMPLE / name).read_text()
-
-
-def test_the_page_and_the_picture_are_built_from_the_journal(rebuilt: Path) -> None:
-    assert "Validation exact match" in (rebuilt / "report.html").read_text()
+@each_example
+def test_the_files_are_what_the_journal_gives(rebuilt: Path, name: str) -> None:
+    for file in ("trials.csv", "front.csv", "summary.json", "report.md"):
+        assert (rebuilt / file).read_text() == (ROOT / "reports" / name / file).read_text(), "run `tuner report`"
+    assert "DecompressionStream" in (rebuilt / "report.html").read_text()
     assert (rebuilt / "front.png").stat().st_size > 10_000
 
 
-def test_it_is_the_whole_tool_calling_sweep() -> None:
-    loaded = sweep.load(EXAMPLE)
+def test_the_example_is_the_whole_quickstart() -> None:
+    loaded = sweep.load(ROOT / "reports" / "example")
+    asked = load_sweep_file(ROOT / "search_spaces" / "quickstart.yaml")
+
+    assert loaded.config == asked
+    assert len(loaded.trials) == asked.search.num_trials
+    scored = {record.spec.scores for record in loaded.records if record.last and record.last.held_out}
+    assert {record.number for record in loaded.front} <= scored
+    assert sum(record.spec.confirms is not None for record in loaded.records) == asked.confirm.top * asked.confirm.seeds
+
+
+def test_the_tool_calling_report_is_the_whole_sweep_by_the_rules_of_its_day() -> None:
+    loaded = sweep.load(ROOT / "reports" / "tool-calling")
     asked = load_sweep_file(ROOT / "search_spaces" / "tool-calling-smollm2.yaml")
 
-    was_stopped_by = {"pruning": loaded.config.pruning}  # its trials were stopped by the rule of their day
-    assert loaded.config == asked.model_copy(update=was_stopped_by)
-    assert sum(record.spec.baseline is None for record in loaded.records) == asked.search.num_trials >= 12
+    of_its_day = {"pruning": loaded.config.pruning, "confirm": loaded.config.confirm}
+    assert loaded.config == asked.model_copy(update=of_its_day)
+    assert len(loaded.trials) == asked.search.num_trials >= 12
     assert {record.state for record in loaded.records} <= {TrialState.COMPLETE, TrialState.PRUNED}
 
 
-def test_no_weights_and_no_machine_are_in_it() -> None:
-    files = {path.name for path in EXAMPLE.rglob("*")}
+@each_example
+def test_no_weights_and_no_machine_are_in_it(name: str) -> None:
+    folder = ROOT / "reports" / name
+    files = {path.name for path in folder.rglob("*")} - {".lock"}
 
-    expected = {"sweep.yaml", "study.journal", "report.html", "front.png", "trials.csv", "front.csv", "summary.json"}
-    assert files == expected
-    assert not any("/home/" in (EXAMPLE / name).read_text() for name in expected - {"front.png", "report.html"})
+    assert files == FILES | {"sweep.yaml", "study.journal"}
+    assert not any("/home/" in (folder / file).read_text() for file in files - {"front.png", "report.html"})
