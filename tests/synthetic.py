@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.builders import MIB, make_config, make_inspection, make_metrics, make_record, make_spec
 from tuner.config import SweepConfig
+from tuner.front import objectives_of
+from tuner.journal import create_journal
 from tuner.lora import LoraSpec
+from tuner.sweep_file import write_sweep_file
 from tuner.trial import (
     FailReason,
     HeldOut,
@@ -173,3 +180,23 @@ def _again(number: int, record: TrialRecord, seed: int) -> TrialRecord:
         held_out=_held_out(record, seed),
     )
     return make_record(number, spec=spec, curve=(*curve[:-1], scored))
+
+
+def write_journal(folder: Path, config: SweepConfig, inspection: Inspection, records: list[TrialRecord]) -> None:
+    """A sweep's folder as a driver would have left it, without the time that syncing each line to disk takes."""
+    folder.mkdir(parents=True)
+    write_sweep_file(config, folder / "sweep.yaml")
+    objectives = objectives_of(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        journal = create_journal(folder / "study.journal", config.name, objectives, inspection)
+        for record in records:
+            if record.spec.is_searched:
+                journal.enqueue(dict(record.spec.params))
+            journal.write_spec(record.spec, journal.begin() if record.spec.is_searched else None)
+            for metrics in record.curve:
+                journal.write_metrics(record.number, metrics)
+            if record.outcome:
+                is_complete = record.state is TrialState.COMPLETE and record.last is not None
+                values = [goal.of(record.last) for goal in objectives] if is_complete and record.last else None
+                journal.close(record.number, record.outcome, values, 0.0)

@@ -124,7 +124,7 @@ def plotly_of(sections: Mapping[str, tuple[Figure, ...]]) -> dict[str, list[dict
 
 
 def _compressed(content: bytes) -> str:
-    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(content, compresslevel=6, mtime=0)).decode()
 
 
 def _sections(data: ReportData) -> dict[str, tuple[Figure, ...]]:

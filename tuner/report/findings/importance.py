@@ -43,7 +43,7 @@ MOST = 0.75
 a normal metric's variance is left, without the worst half a third, and what made them bad seems to matter less than it does."""
 TOP_SHARE = 0.25
 """The best quarter."""
-NUM_RESAMPLES, NUM_TREES = 24, 2
+NUM_RESAMPLES, NUM_TREES = 20, 2
 """Resamples of the trials, and fANOVA's trees for each."""
 MOST_DRAWN = 100
 """Trials in a resample, for fANOVA's cost grows faster than their number; the intervals are then wider than they need be."""
