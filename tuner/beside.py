@@ -6,7 +6,8 @@ import dataclasses
 import random
 from typing import TYPE_CHECKING
 
-from tuner.front import front, objectives_of, worth_confirming
+from tuner.front import front, objectives_of
+from tuner.picking import worth_confirming
 from tuner.trial import TrialState
 
 if TYPE_CHECKING:

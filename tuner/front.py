@@ -1,16 +1,14 @@
-"""Which finished trials stand on the front, and which of them to pick. Pure; runs on the driver."""
+"""Which finished trials stand on the front. Pure; runs on the driver."""
 
 from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tuner.errors import PickError
-from tuner.pareto import FloatArray, knee_index, non_dominated_mask
+from tuner.pareto import FloatArray, non_dominated_mask
 from tuner.trial import Metric, Metrics, TrialRecord, TrialState
 
 if TYPE_CHECKING:
@@ -19,10 +17,6 @@ if TYPE_CHECKING:
     from tuner.config import SweepConfig
 
 GIB = 2**30
-RECOMMENDED = ("knee", "most-accurate", "cheapest-within:1se")
-"""What is recommended of a front, as `Pick` takes it: the compromise, the best, the cheapest within the noise of the best."""
-ROUNDING = 1e-9
-"""Two accuracies nearer than this are equal: 0.9 - 0.3 is a little more than 0.6 in binary."""
 
 
 class Objective(enum.StrEnum):
@@ -87,7 +81,7 @@ def front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tu
     if len({record.last.memory_kind for record in finished if record.last}) > 1:
         msg = "two kinds of memory can't share a front"
         raise ValueError(msg)
-    mask = non_dominated_mask(_losses(finished, objectives))
+    mask = non_dominated_mask(losses_of(finished, objectives))
     on_front = [record for record, is_on in zip(finished, mask, strict=True) if is_on]
     return tuple(sorted(on_front, key=lambda record: _cost_order(record, objectives)))
 
@@ -108,88 +102,6 @@ def has_begun(record: TrialRecord) -> bool:
     return record.state is not TrialState.INFEASIBLE or record.last is not None or ran_out
 
 
-def worth_confirming(
-    front: Sequence[TrialRecord], objectives: Sequence[Objective], num_trials: int
-) -> tuple[TrialRecord, ...]:
-    """The trials of a front that are trained anew from other seeds: those that are recommended, then the best.
-
-    Args:
-        front: The front, cheapest first.
-        objectives: The sweep's, the metric first.
-        num_trials: Most to return.
-    """
-    if not front:
-        return ()
-    picked = [Pick(rule=rule).of(front, objectives) for rule in RECOMMENDED]
-    best = sorted(front, key=lambda record: objectives[0].loss_of(record.last) if record.last else math.inf)
-    by_number = {record.number: record for record in (*picked, *best)}
-    return tuple(by_number.values())[:num_trials]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pick:
-    """A rule that chooses one trial of a front."""
-
-    rule: str
-    """As written: `knee`, `most-accurate`, `trial:7`, `cheapest-within:0.01` or `cheapest-within:1se`.
-
-    `1se` is one standard error of the best trial's score. Source: the one-standard-error rule of Breiman, Friedman, Olshen,
-    Stone, Classification and Regression Trees (1984), section 3.4.3.
-    """
-
-    def of(self, front: Sequence[TrialRecord], objectives: Sequence[Objective]) -> TrialRecord:
-        """Choose.
-
-        Args:
-            front: The front, cheapest first.
-            objectives: The sweep's.
-
-        Raises:
-            PickError: The rule is none of these, or names a trial that is not on the front, or the front is empty.
-        """
-        if not front:
-            msg = "no trial has finished, so there is nothing to pick from"
-            raise PickError(msg)
-        name, _, argument = self.rule.partition(":")
-
-        def loss(record: TrialRecord) -> float:
-            return objectives[0].loss_of(record.last) if record.last else math.inf
-
-        match name:
-            case "knee" if not argument:
-                return front[knee_index(_losses(front, objectives))]
-            case "most-accurate" if not argument:
-                return min(front, key=loss)
-            case "trial" if argument.isdecimal():
-                return self._numbered(front, int(argument))
-            case "cheapest-within" if (margin := _margin(argument, min(front, key=loss))) is not None:
-                best = min(map(loss, front))
-                return next(record for record in front if loss(record) <= best + margin + ROUNDING)
-        words = "knee, most-accurate, trial:N or cheapest-within:MARGIN (0 or more, or 1se)"
-        msg = f"pick must be {words}, got {self.rule!r}"
-        raise PickError(msg)
-
-    def _numbered(self, front: Sequence[TrialRecord], number: int) -> TrialRecord:
-        for record in front:
-            if record.number == number:
-                return record
-        kept = ", ".join(str(record.number) for record in front)
-        msg = f"trial {number} is not on the front, and only the front's adapters are kept: {kept}"
-        raise PickError(msg)
-
-
-def _margin(text: str, best: TrialRecord) -> float | None:
-    """How far from the best; `2se` is two of its standard errors."""
-    if text.endswith("se") and best.last is not None:
-        num = _margin(text.removesuffix("se"), best)
-        return None if num is None else num * best.last.standard_error
-    try:
-        margin = float(text)
-    except ValueError:
-        return None
-    return margin if 0 <= margin < math.inf else None
-
-
 def _cost_order(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[float, ...]:
     """Sort key: the costs that the sweep weighs, then those that it does not, then accuracy, then number."""
     if record.last is None:
@@ -199,6 +111,7 @@ def _cost_order(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[f
     return (*costs, objectives[0].loss_of(record.last), record.number)
 
 
-def _losses(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> FloatArray:
+def losses_of(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> FloatArray:
+    """`(num_records, num_objectives)` at their last reports, lower is better."""
     rows = [[goal.loss_of(record.last) for goal in objectives] for record in records if record.last]
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(objectives))

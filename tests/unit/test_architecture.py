@@ -24,6 +24,7 @@ LAYERS = (
     ("tuner.closed_form",),
     ("tuner.predictor",),
     ("tuner.combinations", "tuner.front", "tuner.space"),
+    ("tuner.picking",),
     (
         "tuner.beside",
         "tuner.feasibility",

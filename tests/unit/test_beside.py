@@ -12,7 +12,8 @@ from tests.builders import make_config, make_inspection, make_record, make_spec
 from tests.sweeps import write_sweep
 from tuner import sweep
 from tuner.beside import after_search
-from tuner.front import front, objectives_of, worth_confirming
+from tuner.front import front, objectives_of
+from tuner.picking import worth_confirming
 from tuner.trial import FailReason, HeldOut, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
 from tuner.worker.synthetic import SyntheticWorker
 

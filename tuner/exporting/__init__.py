@@ -19,7 +19,7 @@ from tuner import metric_text
 from tuner.errors import ExportError, FolderError, PickError
 from tuner.exporting.card import model_card
 from tuner.folder import SweepFolder, require_empty
-from tuner.front import Pick
+from tuner.picking import Pick
 from tuner.sweep import Sweep, load
 
 if TYPE_CHECKING:

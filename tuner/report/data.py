@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuner import metric_text
-from tuner.front import RECOMMENDED, Objective, Pick, front, has_begun, objectives_of
+from tuner.front import Objective, front, has_begun, objectives_of
+from tuner.picking import RECOMMENDED, Pick
 from tuner.report.findings.audit import Audit, build_audit
 from tuner.report.findings.diagnoses import Diagnosis, Seen
 from tuner.report.findings.doctor import diagnose

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from tuner import metric_text
 from tuner.dimensions import Choices, Range
-from tuner.front import RECOMMENDED, Pick, is_candidate, objectives_of
+from tuner.front import is_candidate, objectives_of
+from tuner.picking import RECOMMENDED, Pick
 from tuner.report.findings.held_out import seed_deviation_of
 from tuner.report.findings.intervals import Gap, num_to_tell_apart, validation_estimate, validation_gap
 from tuner.space import dimensions
