@@ -6,6 +6,7 @@ that runs to its end has tried all that is in it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ class Recording:
     def __init__(self, task: str, seed: int = 0) -> None:
         self.task = task
         self.config: SweepConfig = load_sweep_file(HERE / f"{task}.yaml")
-        self.inspection = TypeAdapter(Inspection).validate_json((HERE / "curves" / f"{task}.json").read_bytes())
+        found = TypeAdapter(Inspection).validate_json((HERE / "curves" / f"{task}.json").read_bytes())
+        self.inspection = dataclasses.replace(found, num_test=0)  # what fronts score on test data was not recorded
         table = pd.read_csv(HERE / "curves" / f"{task}.csv")
         names = searched_params(self.config.search.space)
         groups = table[table["seed"] == seed].groupby("config", sort=True)
