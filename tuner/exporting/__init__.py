@@ -1,4 +1,4 @@
-"""From a chosen trial to a folder that others can use. Runs on the driver; only the check of the adapter needs torch.
+"""From a chosen trial to a folder that others can use. Runs on the driver; what needs torch runs in a process of its own.
 
 Not named `export`: `tuner.export` is the function, and a package's attribute can't be both.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import pkgutil
 import shutil
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,50 +16,70 @@ from typing import TYPE_CHECKING, Any
 
 from tuner import metric_text
 from tuner.errors import ExportError, FolderError, PickError
-from tuner.exporting.card import model_card
+from tuner.exporting.card import inference_code, model_card
+from tuner.exporting.making import made
 from tuner.folder import SweepFolder, require_empty
+from tuner.forms import Checked, Form, Request
 from tuner.picking import Pick
 from tuner.sweep import Sweep, load
 
 if TYPE_CHECKING:
     from tuner.trial import Metric, Metrics, TrialRecord
 
-VERIFIER = "tuner.worker.verification:verify_adapter"
-"""Dotted, so that this room does not import torch."""
-
 TOLERANCE = 0.01
 """Largest difference between report and exported adapter, since another device rounds otherwise: a point for shares, one
 per cent for perplexity."""
 
 PACKAGES = ("tuner", "torch", "transformers", "peft", "bitsandbytes", "optuna", "ray")
+CHECKSUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """An adapter that was copied out."""
+    """An adapter that was exported."""
 
     folder: Path
     """Where it is."""
     number: int
     """The trial."""
-    accuracy: float
-    """The sweep's metric on the validation data, measured anew with the copy."""
+    form: Form
+    """As what."""
+    checked: Checked
+    """What was found when it was loaded and used."""
     score: str
-    """The same in words: `exact match 61.2%`, `perplexity 3.42`."""
+    """The sweep's metric in words: `exact match 61.2%`, `perplexity 3.42`; of training where nothing here can run the form."""
+
+    @property
+    def accuracy(self) -> float:
+        """The sweep's metric on the validation data, measured anew."""
+        return self.checked.trained_score if self.checked.score is None else self.checked.score
 
 
-def export(folder: Path | str, *, to: Path | str, pick: str = "knee") -> Exported:
-    """Copy a trial's adapter, with tokenizer, model card and provenance, and check it.
+def export(
+    folder: Path | str,
+    *,
+    to: Path | str,
+    pick: str = "knee",
+    form: Form | str = Form.PEFT,
+    rank: int | None = None,
+    dtype: str = "float32",
+    overwrite: bool = False,
+) -> Exported:
+    """Export a trial's adapter in some form, with tokenizer, model card and provenance, checked in a process of its own.
 
     Args:
         folder: The sweep's folder.
         to: A new or empty folder.
-        pick: `knee`, `most-accurate`, `trial:N` or `cheapest-within:MARGIN`.
+        pick: `knee`, `most-accurate`, `trial:N`, `within:MARGIN`, `max-params:2M`, `max-memory:24GiB`.
+        form: `peft`, `serving`, `merged` or `gguf`.
+        rank: Largest rank of the result, by SVD; that of training by default.
+        dtype: Of a merged model's weights.
+        overwrite: Take the place of what is at `to`.
 
     Raises:
-        FolderError: `folder` holds no sweep, or `to` is not empty.
+        FolderError: `folder` holds no sweep, or `to` is not empty or can't be written.
         PickError: No such trial on the front, or no such rule.
-        ExportError: The copy does not load, or scores otherwise than the report says; nothing is left behind.
+        ExportError: The adapter has no such form, does not load, or scores otherwise than the report says; nothing is left behind.
     """
     sweep, target = load(folder), Path(to)
     record = Pick(rule=pick).of(sweep.front, sweep.objectives)
@@ -68,10 +87,16 @@ def export(folder: Path | str, *, to: Path | str, pick: str = "knee") -> Exporte
     if not adapter.is_dir():
         msg = f"the adapter of trial {record.number} is not in {adapter.parent}"
         raise PickError(msg)
-    require_empty(target)
-    partial = target.with_name(f"{target.name}.partial")
+    if not overwrite:
+        require_empty(target)
+    partial = target.with_name(f".{target.name}.partial")
     try:
-        accuracy = _fill(partial, adapter, sweep, record, pick)
+        shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+        partial.mkdir(parents=True)
+        request = Request(
+            adapter=str(adapter.absolute()), folder=str(partial.absolute()), form=Form(form), rank=rank, dtype=dtype
+        )
+        checked = _filled(request, sweep, record, pick)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     except OSError as error:
@@ -79,33 +104,9 @@ def export(folder: Path | str, *, to: Path | str, pick: str = "knee") -> Exporte
         raise FolderError(msg) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    score = f"{metric_text.name(sweep.config.metric)} {metric_text.text(sweep.config.metric, accuracy)}"
-    return Exported(folder=target, number=record.number, accuracy=accuracy, score=score)
-
-
-def _fill(partial: Path, adapter: Path, sweep: Sweep, record: TrialRecord, pick: str) -> float:
-    assert record.last is not None  # noqa: S101 -- trials on the front have reported
-    shutil.copytree(adapter, partial, dirs_exist_ok=True)
-    accuracy = _verified(partial, sweep, record.last)
-    (partial / "README.md").write_text(model_card(sweep, record, pick), encoding="utf-8")
-    provenance = json.dumps(_provenance(partial, sweep, record, pick), indent=2)
-    (partial / "provenance.json").write_text(f"{provenance}\n", encoding="utf-8")
-    return accuracy
-
-
-def _verified(adapter: Path, sweep: Sweep, reported: Metrics) -> float:
-    verify = pkgutil.resolve_name(VERIFIER)
-    try:
-        scored = verify(sweep.config, adapter)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        msg = f"the exported adapter does not load: {error}"
-        raise ExportError(msg) from error
-    accuracy, metric = float(scored.value), sweep.config.metric
-    if not is_as_reported(metric, accuracy, reported.accuracy):
-        said = f"{accuracy:.4f}, the report says {reported.accuracy:.4f}"
-        msg = f"the exported adapter scores {metric_text.name(metric)} {said}"
-        raise ExportError(msg)
-    return accuracy
+    metric, value = sweep.config.metric, checked.trained_score if checked.score is None else checked.score
+    score = f"{metric_text.name(metric)} {metric_text.text(metric, value)}"
+    return Exported(folder=target, number=record.number, form=Form(form), checked=checked, score=score)
 
 
 def is_as_reported(metric: Metric, scored: float, reported: float) -> bool:
@@ -114,13 +115,63 @@ def is_as_reported(metric: Metric, scored: float, reported: float) -> bool:
     return abs(scored - reported) <= TOLERANCE * scale
 
 
-def _provenance(adapter: Path, sweep: Sweep, record: TrialRecord, pick: str) -> dict[str, Any]:
+def _filled(request: Request, sweep: Sweep, record: TrialRecord, pick: str) -> Checked:
+    """Fill the folder, and make sure that what is in it is what the report describes."""
+    assert record.last is not None  # noqa: S101 -- trials on the front have reported
+    folder = Path(request.folder)
+    checked = made(sweep.config, request)
+    _require_as_reported(checked, sweep.config.metric, record.last)
+    (folder / "README.md").write_text(model_card(sweep, record, pick, request, checked), encoding="utf-8")
+    if request.form is not Form.GGUF:
+        (folder / "inference.py").write_text(inference_code(sweep, request), encoding="utf-8")
+    provenance = json.dumps(_provenance(sweep, record, pick, request, checked), indent=2)
+    (folder / "provenance.json").write_text(f"{provenance}\n", encoding="utf-8")
+    (folder / CHECKSUMS).write_text(_checksums(folder), encoding="utf-8")
+    return checked
+
+
+def _require_as_reported(checked: Checked, metric: Metric, reported: Metrics) -> None:
+    name = metric_text.name(metric)
+    if not is_as_reported(metric, checked.trained_score, reported.accuracy):
+        msg = f"the adapter scores {name} {checked.trained_score:.4f}, the report says {reported.accuracy:.4f}"
+        raise ExportError(msg)
+    if checked.tolerance is None or checked.largest_difference is None or checked.score is None:
+        return
+    if not checked.largest_difference <= checked.tolerance:
+        found = f"by up to {checked.largest_difference:.2g} of the largest, more than {checked.tolerance:.0e}"
+        msg = f"the exported adapter's logits differ from the trained one's {found}"
+        raise ExportError(msg)
+    if not is_as_reported(metric, checked.score, reported.accuracy):
+        msg = f"the exported adapter scores {name} {checked.score:.4f}, the report says {reported.accuracy:.4f}"
+        raise ExportError(msg)
+
+
+def _checksums(folder: Path) -> str:
+    """As `sha256sum --check` reads them."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS)
+    lines = (f"{_digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
+    return "".join(lines)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _provenance(
+    sweep: Sweep, record: TrialRecord, pick: str, request: Request, checked: Checked
+) -> dict[str, Any]:
     return {
         "sweep": sweep.config.name,
         "pick": pick,
+        "form": request.form,
+        "rank": request.rank,
+        "dtype": request.dtype if request.form is Form.MERGED else None,
+        "checked": dataclasses.asdict(checked),
         "trial": dataclasses.asdict(record.spec),
         "metrics": dataclasses.asdict(record.last) if record.last else None,
         "model": sweep.config.model.model_dump(mode="json"),
+        "model_fingerprint": sweep.inspection.model_fingerprint,
         "data": {
             "path": sweep.config.data.path,
             "name": sweep.config.data.name,
@@ -130,7 +181,5 @@ def _provenance(adapter: Path, sweep: Sweep, record: TrialRecord, pick: str) -> 
         },
         "training": sweep.config.training.model_dump(mode="json"),
         "versions": {package: metadata.version(package) for package in PACKAGES},
-        "files_sha256": {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(adapter.glob("*.safetensors"))
-        },
+        "files_sha256": {file.name: _digest(file) for file in sorted(Path(request.folder).glob("*.safetensors"))},
     }
