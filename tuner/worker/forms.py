@@ -131,6 +131,7 @@ def as_serving(weights: AdapterWeights, layers: Sequence[Layer]) -> AdapterWeigh
     r = _serving_rank(len(pair.a_RI) for pair in pairs.values())
     chosen = _completed(layers, pairs)
     uniform = {
+        **{key: value for key, value in NEUTRAL.items() if key in weights.config},
         "r": r,
         "lora_alpha": r,
         "target_modules": _targets(layers, {layer.name for layer in chosen}),
@@ -203,9 +204,10 @@ def _pair(config: Mapping[str, Any], name: str, halves: Mapping[str, torch.Tenso
 
 def _rank_and_scale(config: Mapping[str, Any], name: str) -> tuple[int, float]:
     """Of one layer, as PEFT 0.21 sets them (tuners/lora/model.py)."""
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    r = int(ranks.get(get_pattern_key(ranks, name), config["r"]))
-    alpha = float(alphas.get(get_pattern_key(alphas, name), config["lora_alpha"]))
+    ranks: Mapping[str, int] = config.get("rank_pattern") or {}
+    alphas: Mapping[str, float] = config.get("alpha_pattern") or {}
+    r = ranks.get(get_pattern_key(list(ranks), name), config["r"])
+    alpha = alphas.get(get_pattern_key(list(alphas), name), config["lora_alpha"])
     return r, alpha / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
@@ -216,10 +218,7 @@ def _with_pairs(weights: AdapterWeights, pairs: Mapping[str, _Pair], changes: Ma
         halves[f"{BASE}{name}.lora_A.weight"] = pair.a_RI
         halves[f"{BASE}{name}.lora_B.weight"] = pair.b_OR
     plain = {"rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False, "inference_mode": True}
-    neutral = (
-        {key: value for key, value in NEUTRAL.items() if key in weights.config} if "target_modules" in changes else {}
-    )
-    config = {**weights.config, **neutral, **plain, **changes}
+    config = {**weights.config, **plain, **changes}
     own = {value.dtype for key, value in weights.tensors.items() if HALF.fullmatch(key)}
     return AdapterWeights(config=config, tensors={**_narrowed(halves, own), **_others(weights)})
 
@@ -254,7 +253,7 @@ def _problems(weights: AdapterWeights) -> list[str]:
     if start not in HARMLESS_STARTS:
         problems.append(f"init_lora_weights: {start!r} changes the base when PEFT loads the adapter")
     if embeddings := sorted(key.removeprefix(BASE) for key in weights.tensors if ".lora_embedding_" in key):
-        problems.append(f"LoRA on embeddings is dropped or refused by engines: {', '.join(embeddings)}")
+        problems.append(f"embeddings are adapted, which engines drop or refuse: {', '.join(embeddings)}")
     return problems
 
 
@@ -266,17 +265,16 @@ def _serving_problems(weights: AdapterWeights, layers: Iterable[Layer]) -> list[
     names = {found["name"] for found in map(HALF.fullmatch, weights.tensors) if found}
     if outside := sorted(names - {layer.name for layer in layers}):
         problems.append(f"only linear layers of the blocks are adapted by every engine, not {', '.join(outside)}")
-    if bias == "none" and (strange := sorted(key for key in _others(weights) if not _is_in_plain_sight(weights, key))):
+    if bias == "none" and (strange := sorted(key for key in _others(weights) if not _is_expected(weights, key))):
         problems.append(f"only a classification head may be trained beside A and B, not {', '.join(strange)}")
     return problems
 
 
-def _is_in_plain_sight(weights: AdapterWeights, key: str) -> bool:
+def _is_expected(weights: AdapterWeights, key: str) -> bool:
     """Whether a tensor is of a classification head, or has been told of by `_problems`."""
     heads = weights.config.get("modules_to_save") or ()
-    is_head = str(weights.config.get("task_type")).endswith("_CLS") and key.removeprefix(BASE).startswith(
-        tuple(f"{head}." for head in heads)
-    )
+    is_classifier = str(weights.config.get("task_type")).endswith("_CLS")
+    is_head = is_classifier and any(re.match(rf"(.*\.)?{re.escape(head)}\.", key) for head in heads)
     is_told = ".lora_magnitude_vector" in key or ".lora_embedding_" in key or key.endswith(".lora_B.bias")
     return is_head or is_told
 
