@@ -265,8 +265,10 @@ def _serving_problems(weights: AdapterWeights, layers: Iterable[Layer]) -> list[
     names = {found["name"] for found in map(HALF.fullmatch, weights.tensors) if found}
     if outside := sorted(names - {layer.name for layer in layers}):
         problems.append(f"only linear layers of the blocks are adapted by every engine, not {', '.join(outside)}")
-    if bias == "none" and (strange := sorted(key for key in _others(weights) if not _is_expected(weights, key))):
-        problems.append(f"only a classification head may be trained beside A and B, not {', '.join(strange)}")
+    if bias == "none" and (
+        strange := sorted(key.removeprefix(BASE) for key in _others(weights) if not _is_expected(weights, key))
+    ):
+        problems.append(f"only a classification head may stand beside A and B, not {', '.join(strange)}")
     return problems
 
 

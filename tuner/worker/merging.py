@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,16 +45,19 @@ def merge(config: SweepConfig, adapter: Path, folder: Path, dtype: torch.dtype) 
 def _plain_base(config: SweepConfig) -> tuple[BaseModel, bool | None]:
     """The base in float32, and whether its makers let it keep keys and values."""
     plain = config.model.model_copy(update={"quantization": "none", "compute_dtype": "float32"})
-    labels = load_splits(config.data, config.training.task).labels
+    task = config.training.task
+    labels = load_splits(config.data, task).labels if task == "classification" else ()
     use_cache = getattr(load_model_config(plain, labels), "use_cache", None)
-    return load_base(plain, config.training.task, labels, torch.device("cpu")), use_cache
+    return load_base(plain, task, labels, torch.device("cpu")), use_cache
 
 
 def _merged(base: BaseModel, adapter: Path) -> Any:  # noqa: ANN401 -- torch types what a PEFT model hands out as a tensor
     """The base with the adapter in its weights."""
     saved = read_adapter(adapter).tensors.keys()
-    model = PeftModel.from_pretrained(base.model, str(adapter))
-    if strange := sorted(saved ^ get_peft_model_state_dict(model).keys()):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # told below, with those left over
+        model = PeftModel.from_pretrained(base.model, str(adapter))
+    if strange := sorted(saved ^ get_peft_model_state_dict(model, save_embedding_layers=False).keys()):
         raise ValueError(f"{adapter} does not fit the base; on one side alone: {', '.join(strange)}")
     return model.merge_and_unload()
 
