@@ -8,13 +8,16 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from tests.commands import call
-from tests.models import tiny_llama_config
+from tests.models import causal_changes, tiny_llama_config
+from tests.sweeps import small_config
 from tuner.config import ModelConfig
 from tuner.worker.gguf import converted
 from tuner.worker.inspection import inspect_model
+from tuner.worker.merging import merge
 from tuner.worker.model import load_base, load_tokenizer
 
 NAMES = {
@@ -114,6 +117,21 @@ def test_a_gguf_base_is_quantized_like_any_other(file: Path) -> None:
     kinds = {type(module).__name__ for name, module in base.model.named_modules() if name.endswith("_proj")}
     assert kinds == {"Linear4bit"}
     assert load_tokenizer(ModelConfig(name=str(file))).eos_token_id == 2
+
+
+def test_an_adapter_is_merged_into_a_gguf_base(file: Path, tmp_path: Path) -> None:
+    config = small_config(tmp_path, {**causal_changes(tmp_path), "model.name": str(file)})
+    base = AutoModelForCausalLM.from_pretrained(converted(file), dtype=torch.float32)
+    wrapped = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    wrapped.save_pretrained(str(tmp_path / "adapter"))
+    ids_BT = torch.arange(3, 20)[None]
+
+    merge(config, tmp_path / "adapter", tmp_path / "merged", torch.float32)
+
+    merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids_BT).logits, wrapped(ids_BT).logits, rtol=1e-5, atol=1e-5)
+    assert (merged.dtype, merged.config.vocab_size) == (torch.float32, len(WORDS))
 
 
 def test_recommend_takes_a_gguf_file(
