@@ -64,7 +64,7 @@ HOMES = {
     "bitsandbytes": (WORKER, PREDICTOR),
     "datasets": (WORKER,),
     "filelock": ("tuner.folder", WORKER),
-    "gguf": (),
+    "gguf": (WORKER,),
     "matplotlib": ("tuner.planning.picture", "tuner.report.picture"),
     "moocore": ("tuner.pareto",),
     "optuna": ("tuner.journal", "tuner.report.findings.importance", "tuner.sampler"),
