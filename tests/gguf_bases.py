@@ -49,7 +49,8 @@ def build_base(architecture: str, **changes: Any) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):
             torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def linears_of(model: PreTrainedModel) -> list[str]:
@@ -60,13 +61,14 @@ def linears_of(model: PreTrainedModel) -> list[str]:
 def adapt(model: PreTrainedModel, folder: Path, **lora: Any) -> PeftModel:
     """Put an adapter that does something on a model, and save it as PEFT does."""
     torch.manual_seed(1)
-    settings = {"task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "target_modules": linears_of(model)} | lora
-    tuned: PeftModel = get_peft_model(model, LoraConfig(**settings)).eval()
+    own: dict[str, Any] = {"task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "target_modules": linears_of(model)}
+    config = LoraConfig(**own | lora)
+    tuned: PeftModel = get_peft_model(model, config).eval()
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name or "lora_embedding_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     # what PEFT does by itself for such targets, with a warning
-    is_outer = bool({"lm_head", "embed_tokens"} & set(settings["target_modules"]))
+    is_outer = bool({"lm_head", "embed_tokens"} & set(config.target_modules or ()))
     tuned.save_pretrained(str(folder), save_embedding_layers=is_outer)
     return tuned
 

@@ -48,7 +48,7 @@ MERGE = "merge the adapter into the base and convert the merged model instead"
 PEFT_ONLY = "serve it with PEFT instead, or train without"
 NO_PLACE = {
     "use_dora": ("DoRA's magnitudes", MERGE),
-    "lora_bias": ("biases of B", MERGE),
+    "lora_bias": ("biases of B", PEFT_ONLY),
     "modules_to_save": ("whole modules, such as a classification head,", PEFT_ONLY),
     "trainable_token_indices": ("trained tokens", MERGE),
     "target_parameters": ("adapters of parameters that are no linear layer", MERGE),
@@ -138,7 +138,7 @@ def _load_config(adapter: Path) -> LoraConfig:
         raise FileNotFoundError(msg)
     config = PeftConfig.from_pretrained(str(adapter))
     if not isinstance(config, LoraConfig):
-        msg = f"{file}: peft_type is {config.peft_type}, llama.cpp knows LORA alone; {MERGE}"
+        msg = f"{file} holds a {type(config).__name__}, llama.cpp knows LoRA alone; {MERGE}"
         raise ValueError(msg)  # noqa: TRY004 -- what a file says, not what the caller passed
     return config
 
