@@ -96,16 +96,29 @@ def compare(
 
 
 @app.command()
-def export(
+def export(  # noqa: PLR0913, PLR0917 -- each is an option
     folder: SweepDir,
-    to: Annotated[Path, typer.Option(help="A new folder for the adapter.", show_default=False)],
-    pick: Annotated[str, typer.Option(help="knee, most-accurate, trial:N, cheapest-within:0.01 or :1se")] = "knee",
+    to: Annotated[
+        Path, typer.Option(help="A new folder; with several picks it gets a folder for each.", show_default=False)
+    ],
+    pick: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="knee (the default), most-accurate, trial:N, within:0.01 or :1se, max-params:2M, max-memory:24GiB; repeatable, "
+            "or front for all."
+        ),
+    ] = None,
+    form: Annotated[str, typer.Option("--as", help="peft, serving, merged or gguf.")] = "peft",
+    rank: Annotated[int | None, typer.Option(min=1, help="Largest rank of the result, by SVD.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of a merged model: float32, bfloat16 or float16.")] = "float32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Take the place of what is there.")] = False,  # noqa: FBT002 -- typer's way
 ) -> None:
-    """Copy the best adapter out, with tokenizer, model card and provenance, after checking that it scores as reported."""
-    from tuner.exporting import export as export_adapter  # noqa: PLC0415 -- keeps --help fast
+    """Export adapters in some form, with tokenizer, model card and provenance, each checked in a process of its own."""
+    from tuner.exporting import export_all  # noqa: PLC0415 -- keeps --help fast
 
-    exported = export_adapter(folder, to=to, pick=pick)
-    typer.echo(f"trial {exported.number} is in {exported.folder}; it has {exported.score}, as the report says")
+    picks = tuple(pick or ("knee",))
+    for exported in export_all(folder, to=to, picks=picks, form=form, rank=rank, dtype=dtype, overwrite=overwrite):
+        typer.echo(f"trial {exported.number} is in {exported.folder} as {exported.form}; {exported.words}")
 
 
 @app.command()

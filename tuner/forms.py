@@ -1,4 +1,4 @@
-"""The forms that an adapter is exported in, and what crosses to the process that makes and checks them. Pure; both sides share it."""
+"""The forms of an export, and what crosses to the process that makes and checks it. Pure; driver and worker share it."""
 
 from __future__ import annotations
 

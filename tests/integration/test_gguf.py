@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from tests.commands import call
+from tests.gguf_bases import WORDS, write_gguf
 from tests.models import causal_changes, tiny_llama_config
 from tests.sweeps import small_config
 from tuner.config import ModelConfig
@@ -19,66 +19,6 @@ from tuner.worker.gguf import converted
 from tuner.worker.inspection import inspect_model
 from tuner.worker.merging import merge
 from tuner.worker.model import load_base, load_tokenizer
-
-NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-"""transformers' names in a block -> GGUF's."""
-WORDS = ["<pad>", "<s>", "</s>", *(chr(code) for code in range(33, 94)), "AB"]
-
-
-def interleaved(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Rows of a query or key as llama.cpp orders them for its rotary embedding."""
-    rows, columns = weight.shape
-    return weight.view(num_heads, 2, rows // num_heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-
-
-def write_gguf(model: LlamaForCausalLM, file: Path) -> None:
-    config: Any = model.config
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(WORDS)
-    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(WORDS) - 3))
-    writer.add_token_merges(["A B"])
-    for add, index in ((writer.add_pad_token_id, 0), (writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2)):
-        add(index)
-    for name, tensor in tensors_of(model):
-        writer.add_tensor(name, tensor.detach().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def tensors_of(model: LlamaForCausalLM) -> list[tuple[str, torch.Tensor]]:
-    config: Any = model.config
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    found = [("token_embd.weight", model.model.embed_tokens.weight), ("output.weight", model.lm_head.weight)]
-    found.append(("output_norm.weight", model.model.norm.weight))
-    for block in range(config.num_hidden_layers):
-        for theirs, ours in NAMES.items():
-            weight = model.get_parameter(f"model.layers.{block}.{theirs}.weight")
-            weight = interleaved(weight, heads[ours]) if ours in heads else weight  # type: ignore[assignment]
-            found.append((f"blk.{block}.{ours}.weight", weight))
-    return found
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 LAYERS = (
-    ("tuner.errors", "tuner.lora", "tuner.pareto", "tuner.without_gc"),
+    ("tuner.errors", "tuner.forms", "tuner.lora", "tuner.pareto", "tuner.without_gc"),
     ("tuner.gpus", "tuner.layers", "tuner.prediction", "tuner.sizes"),
     ("tuner.trial",),
     ("tuner.dimensions", "tuner.metric_text"),
@@ -51,6 +51,7 @@ WORKER_MAY_IMPORT = (
     "tuner.config",
     "tuner.dimensions",
     "tuner.errors",
+    "tuner.forms",
     "tuner.gpus",
     "tuner.layers",
     "tuner.lora",
@@ -65,7 +66,7 @@ HOMES = {
     "bitsandbytes": (WORKER, PREDICTOR),
     "datasets": (WORKER,),
     "filelock": ("tuner.folder", WORKER),
-    "gguf": (),
+    "gguf": (WORKER,),
     "matplotlib": ("tuner.planning.picture", "tuner.report.picture"),
     "moocore": ("tuner.pareto",),
     "optuna": ("tuner.journal", "tuner.report.findings.importance", "tuner.sampler"),
@@ -75,11 +76,13 @@ HOMES = {
     "pydantic": (
         "tuner.config",
         "tuner.dimensions",
+        "tuner.exporting.making",
         "tuner.journal",
         "tuner.predictor",
         "tuner.report.summary",
         "tuner.sweep_file",
         "tuner.vram.__main__",
+        "tuner.worker.exporting",
     ),
     "pydantic_core": ("tuner.dimensions", "tuner.sweep_file"),
     "ray": ("tuner.backends.ray_logging", "tuner.backends.ray_tune"),

@@ -22,8 +22,11 @@ from tuner.folder import SweepFolder, require_empty
 from tuner.forms import Checked, Form, Request
 from tuner.picking import Pick
 from tuner.sweep import Sweep, load
+from tuner.trial import folder_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from tuner.trial import Metric, Metrics, TrialRecord
 
 TOLERANCE = 0.01
@@ -32,6 +35,8 @@ per cent for perplexity."""
 
 PACKAGES = ("tuner", "torch", "transformers", "peft", "bitsandbytes", "optuna", "ray")
 CHECKSUMS = "SHA256SUMS"
+FRONT = "front"
+"""Stands for every trial of the front where several may be picked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,16 +51,31 @@ class Exported:
     """As what."""
     checked: Checked
     """What was found when it was loaded and used."""
-    score: str
-    """The sweep's metric in words: `exact match 61.2%`, `perplexity 3.42`; of training where nothing here can run the form."""
+    metric: Metric
+    """The sweep's."""
 
     @property
     def accuracy(self) -> float:
-        """The sweep's metric on the validation data, measured anew."""
+        """The sweep's metric on the validation data, measured anew; of training where nothing here can run the form."""
         return self.checked.trained_score if self.checked.score is None else self.checked.score
 
+    @property
+    def score(self) -> str:
+        """The same in words: `exact match 61.2%`, `perplexity 3.42`."""
+        return f"{metric_text.name(self.metric)} {metric_text.text(self.metric, self.accuracy)}"
 
-def export(
+    @property
+    def words(self) -> str:
+        """What was found when it was checked, as half a sentence."""
+        if self.checked.score is None:
+            return f"the trained adapter has {self.score}, as the report says; this form was not run"
+        if self.checked.tolerance is not None:
+            return f"it has {self.score}, as the report says"
+        trained = metric_text.text(self.metric, self.checked.trained_score)
+        return f"it has {self.score}, the trained adapter {trained}"
+
+
+def export(  # noqa: PLR0913 -- each is an option
     folder: Path | str,
     *,
     to: Path | str,
@@ -79,7 +99,7 @@ def export(
     Raises:
         FolderError: `folder` holds no sweep, or `to` is not empty or can't be written.
         PickError: No such trial on the front, or no such rule.
-        ExportError: The adapter has no such form, does not load, or scores otherwise than the report says; nothing is left behind.
+        ExportError: The adapter has no such form, does not load, or scores otherwise than the report says. Nothing is then left.
     """
     sweep, target = load(folder), Path(to)
     record = Pick(rule=pick).of(sweep.front, sweep.objectives)
@@ -104,9 +124,47 @@ def export(
         raise FolderError(msg) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    metric, value = sweep.config.metric, checked.trained_score if checked.score is None else checked.score
-    score = f"{metric_text.name(metric)} {metric_text.text(metric, value)}"
-    return Exported(folder=target, number=record.number, form=Form(form), checked=checked, score=score)
+    return Exported(folder=target, number=record.number, form=request.form, checked=checked, metric=sweep.config.metric)
+
+
+def export_all(  # noqa: PLR0913 -- each is an option
+    folder: Path | str,
+    *,
+    to: Path | str,
+    picks: Sequence[str],
+    form: Form | str = Form.PEFT,
+    rank: int | None = None,
+    dtype: str = "float32",
+    overwrite: bool = False,
+) -> Iterator[Exported]:
+    """Export several trials, each once, as `export` does one; more than one get folders of their own within `to`.
+
+    Args:
+        folder: The sweep's folder.
+        to: A new or empty folder.
+        picks: Rules as `export` takes them; `front` stands for every trial of it.
+        form: As of `export`.
+        rank: As of `export`.
+        dtype: As of `export`.
+        overwrite: As of `export`.
+
+    Raises:
+        FolderError: As of `export`.
+        PickError: As of `export`.
+        ExportError: As of `export`.
+    """
+    sweep = load(folder)
+    rules = [rule for pick in picks for rule in (_front_rules(sweep) if pick == FRONT else [pick])]
+    numbers = dict.fromkeys(Pick(rule=rule).of(sweep.front, sweep.objectives).number for rule in rules)
+    is_one = len(numbers) == 1 and FRONT not in picks
+    for number in numbers:
+        target = Path(to) if is_one else Path(to) / folder_name(number)
+        rule = picks[0] if is_one else f"trial:{number}"
+        yield export(folder, to=target, pick=rule, form=form, rank=rank, dtype=dtype, overwrite=overwrite)
+
+
+def _front_rules(sweep: Sweep) -> list[str]:
+    return [f"trial:{record.number}" for record in sweep.front]
 
 
 def is_as_reported(metric: Metric, scored: float, reported: float) -> bool:
@@ -158,9 +216,7 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _provenance(
-    sweep: Sweep, record: TrialRecord, pick: str, request: Request, checked: Checked
-) -> dict[str, Any]:
+def _provenance(sweep: Sweep, record: TrialRecord, pick: str, request: Request, checked: Checked) -> dict[str, Any]:
     return {
         "sweep": sweep.config.name,
         "pick": pick,

@@ -41,44 +41,54 @@ def model_card(sweep: Sweep, record: TrialRecord, pick: str, request: Request, c
     last, metric = record.last, sweep.config.metric
     assert last is not None  # noqa: S101 -- trials on the front have reported
     held_out = _held_out(sweep, record)
-    return _environment().get_template("card.md.j2").render(
-        config=sweep.config,
-        inspection=sweep.inspection,
-        record=record,
-        metrics=last,
-        metric=metric,
-        metric_name=metric_text.name(metric),
-        is_maximized=metric.is_maximized,
-        validation=_estimate_text(metric, validation_estimate(metric, last)),
-        test=_estimate_text(metric, held_out_estimate(metric, held_out)) if held_out else "",
-        held_out=held_out,
-        others=[(metric_text.name(Metric(name)), metric_text.text(Metric(name), value)) for name, value in last.others],
-        is_classified=sweep.config.training.task == "classification",
-        choices=_choices(record.spec),
-        num_trials=sum(known.spec.is_searched and has_begun(known) for known in sweep.records),
-        pick=pick,
-        request=request,
-        form=request.form,
-        Form=Form,
-        checked=checked,
-        score=metric_text.text(metric, checked.score) if checked.score is not None else "",
-        trained_score=metric_text.text(metric, checked.trained_score),
-        verdicts=_verdicts(request),
-        code=inference_code(sweep, request) if request.form is not Form.GGUF else "",
-        version=metadata.version("tuner"),
+    return (
+        _environment()
+        .get_template("card.md.j2")
+        .render(
+            config=sweep.config,
+            inspection=sweep.inspection,
+            record=record,
+            metrics=last,
+            metric=metric,
+            metric_name=metric_text.name(metric),
+            is_maximized=metric.is_maximized,
+            validation=_estimate_text(metric, validation_estimate(metric, last)),
+            test=_estimate_text(metric, held_out_estimate(metric, held_out)) if held_out else "",
+            held_out=held_out,
+            others=[
+                (metric_text.name(Metric(name)), metric_text.text(Metric(name), value)) for name, value in last.others
+            ],
+            is_classified=sweep.config.training.task == "classification",
+            choices=_choices(record.spec),
+            num_trials=sum(known.spec.is_searched and has_begun(known) for known in sweep.records),
+            pick=pick,
+            request=request,
+            form=request.form,
+            Form=Form,
+            checked=checked,
+            score=metric_text.text(metric, checked.score) if checked.score is not None else "",
+            trained_score=metric_text.text(metric, checked.trained_score),
+            verdicts=_verdicts(request),
+            code=inference_code(sweep, request) if request.form is not Form.GGUF else "",
+            version=metadata.version("tuner"),
+        )
     )
 
 
 def inference_code(sweep: Sweep, request: Request) -> str:
     """A program of a few lines that uses the export, to be run in its folder."""
     is_classified = sweep.config.training.task == "classification"
-    return _environment().get_template("inference.py.j2").render(
-        is_classified=is_classified,
-        is_merged=request.form is Form.MERGED,
-        base=sweep.config.model.name,
-        system=sweep.config.data.system,
-        uses_template=sweep.config.data.chat_template != "never",
-        labels=list(sweep.inspection.labels),
+    return (
+        _environment()
+        .get_template("inference.py.j2")
+        .render(
+            is_classified=is_classified,
+            is_merged=request.form is Form.MERGED,
+            base=sweep.config.model.name,
+            system=sweep.config.data.system,
+            uses_template=sweep.config.data.chat_template != "never",
+            labels=list(sweep.inspection.labels),
+        )
     )
 
 
