@@ -26,7 +26,6 @@ from tuner.worker.inspection import inspect_sweep
 from tuner.worker.model import load_base, load_weights
 from tuner.worker.starts import lora_layers
 from tuner.worker.training import TrialRun
-from tuner.worker.verification import verify_adapter
 
 CPU = torch.device("cpu")
 ALL = ("all-linear",)
@@ -115,9 +114,13 @@ def test_every_kind_of_adapter_scores_the_same_when_it_is_loaded_on_the_untouche
     config = causal_config(tmp_path, {"model.quantization": quantization, "objectives.accuracy": "perplexity"})
     metrics = last_of(Worker(config, tmp_path), make_spec(0, lora=lora, learning_rate=1e-2))
 
-    again = verify_adapter(config, tmp_path / "checkpoints" / "trial-0000" / "rung-000008" / "adapter")
+    loaded = load(config, BaseSpec(config=config.model))
+    saved = tmp_path / "checkpoints" / "trial-0000" / "rung-000008" / "adapter"
+    again = evaluate(
+        loaded.base, PeftModel.from_pretrained(loaded.base.model, str(saved)), loaded.data.validation.batches
+    )
 
-    assert again.value == pytest.approx(metrics.accuracy, rel=1e-4)
+    assert again.scores[config.metric].value == pytest.approx(metrics.accuracy, rel=1e-4)
 
 
 def loaded_with(folder: Path, changes: dict[str, Any]) -> tuple[SweepConfig, Loaded]:

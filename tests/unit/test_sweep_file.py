@@ -19,7 +19,7 @@ from tuner.errors import ConfigError, Problem
 from tuner.sweep_file import load_sweep_file, write_sweep_file
 
 SPACE = "search.space"
-TOP_KEYS = "name, model, data, training, search, objectives, pruning, resources, baselines, logging"
+TOP_KEYS = "name, model, data, training, search, objectives, pruning, resources, baselines, confirm, logging"
 SEARCHED = "{choices: [...]} or {low: ..., high: ...}"
 
 
