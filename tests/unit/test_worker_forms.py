@@ -181,8 +181,8 @@ def test_the_serving_form_gives_what_was_trained(
 def test_patterns_that_overlap_count_as_peft_counts_them(tmp_path: Path) -> None:
     layers = layers_of(tiny("llama", "causal-lm"))
     patterns = {
-        "rank_pattern": {"1.self_attn.q_proj": 3, "q_proj": 2, r"layers\.[02]\.self_attn.q_proj": 7},
-        "alpha_pattern": {"self_attn.[qk]_proj": 5, "q_proj": 90, "layers.2.mlp.up_proj": 0.5},
+        "rank_pattern": {"1.self_attn.q_proj": 3, "layers.2.self_attn.q_proj": 7, "q_proj": 2},
+        "alpha_pattern": {"layers.2.mlp.up_proj": 0.5, "q_proj": 90, "self_attn.[qk]_proj": 5},
     }
     names = ["q_proj", "k_proj", "up_proj"]
     saved = adapter(tmp_path / "trained", tiny("llama", "causal-lm"), names, **patterns)
@@ -190,7 +190,7 @@ def test_patterns_that_overlap_count_as_peft_counts_them(tmp_path: Path) -> None
     serving = as_serving(saved, layers)
 
     was, now = (loaded(one, tmp_path / f"{id(one)}", tiny("llama", "causal-lm")) for one in (saved, serving))
-    assert set(realised(was).values()) == {5 / 3, 5 / 2, 5 / 4, 8 / 4, 0.5 / 4}
+    assert set(realised(was).values()) == {90 / 3, 90 / 7, 90 / 2, 5 / 4, 8 / 4, 0.5 / 4}
     torch.testing.assert_close(logits(now), logits(was), rtol=1e-5, atol=1e-5)
 
 
@@ -397,6 +397,15 @@ def test_an_adapter_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert again.config == saved.config
     assert again.tensors.keys() == saved.tensors.keys()
     assert all(torch.equal(again.tensors[key], value) for key, value in saved.tensors.items())
+
+
+def test_patterns_are_written_in_their_order_because_the_first_that_fits_counts(tmp_path: Path) -> None:
+    saved = adapter(tmp_path / "a", tiny("llama", "causal-lm"), ["q_proj"])
+    pattern = {"q_proj": 2, "1.self_attn.q_proj": 3}
+
+    write_adapter(dataclasses.replace(saved, config={**saved.config, "rank_pattern": pattern}), tmp_path / "b")
+
+    assert list(read_adapter(tmp_path / "b").config["rank_pattern"]) == list(pattern)
 
 
 def test_pickles_and_broken_files_are_not_read(tmp_path: Path) -> None:

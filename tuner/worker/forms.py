@@ -108,7 +108,8 @@ def write_adapter(weights: AdapterWeights, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.contiguous().cpu() for name, value in weights.tensors.items()}
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
-    text = json.dumps(dict(weights.config), indent=2, sort_keys=True)
+    # PEFT sorts patterns too (0.21), and so changes which of two that overlap comes first and counts
+    text = json.dumps(dict(sorted(weights.config.items())), indent=2)
     (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
 
 
