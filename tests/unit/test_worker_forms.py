@@ -178,6 +178,24 @@ def test_the_serving_form_gives_what_was_trained(
         assert generated(now) == generated(was)
 
 
+def test_layers_chosen_by_number_are_chosen_by_name(tmp_path: Path) -> None:
+    layers = layers_of(tiny("llama", "causal-lm"))
+    saved = adapter(
+        tmp_path / "trained",
+        tiny("llama", "causal-lm"),
+        ["q_proj", "up_proj", "o_proj"],
+        layers_to_transform=[1, 2],
+        layers_pattern="layers",
+        exclude_modules=["o_proj"],
+    )
+
+    serving = as_serving(saved, layers)
+
+    was, now = (loaded(one, tmp_path / f"{id(one)}", tiny("llama", "causal-lm")) for one in (saved, serving))
+    assert (len(realised(was)), len(realised(now))) == (4, 15)
+    torch.testing.assert_close(logits(now), logits(was), rtol=1e-5, atol=1e-5)
+
+
 def test_patterns_that_overlap_count_as_peft_counts_them(tmp_path: Path) -> None:
     layers = layers_of(tiny("llama", "causal-lm"))
     patterns = {
@@ -428,7 +446,7 @@ def test_what_is_no_lora_is_not_read(tmp_path: Path) -> None:
 
 
 def causal_case(folder: Path) -> tuple[SweepConfig, Any]:
-    changes = causal_document(folder, {"model.quantization": "nf4"})
+    changes = causal_document(folder, {"model.quantization": "nf4", "model.compute_dtype": "bfloat16"})
     config = small_config(folder, {key: value for key, value in changes.items() if key != "name"})
     return config, AutoModelForCausalLM.from_pretrained
 
