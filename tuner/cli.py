@@ -122,6 +122,35 @@ def export(  # noqa: PLR0913, PLR0917 -- each is an option
 
 
 @app.command()
+def bench(
+    folder: Annotated[Path, typer.Argument(help="An export.", show_default=False)],
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are generated each time.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that are counted, after one that is not.")] = 5,
+) -> None:
+    """Time generation: the base, the base with the adapter, and both merged."""
+    from tuner.exporting.bench import bench as bench_export  # noqa: PLC0415 -- keeps --help fast
+    from tuner.exporting.bench import bench_text  # noqa: PLC0415
+
+    typer.echo(bench_text(bench_export(folder, num_new=new_tokens, num_repeats=repeats)))
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="An export.", show_default=False)],
+    repo: Annotated[str, typer.Argument(help="owner/name on the hub.", show_default=False)],
+    public: Annotated[bool, typer.Option("--public", help="Make the repository public.")] = False,  # noqa: FBT002 -- typer's way
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go there; send nothing.")] = False,  # noqa: FBT002
+) -> None:
+    """Put an export on the Hugging Face hub."""
+    from tuner.exporting.push import push as push_export  # noqa: PLC0415 -- keeps --help fast
+
+    pushed = push_export(folder, repo, is_private=not public, is_dry=dry_run)
+    for name, size in pushed.files:
+        typer.echo(f"{size:>14,}  {name}")
+    typer.echo(f"{pushed.repo}: {pushed.url or 'nothing was sent'}")
+
+
+@app.command()
 def recommend(
     model: Annotated[str, typer.Option(help="A folder, a .gguf file or a hub id.", show_default=False)],
     task: Annotated[str, typer.Option(help="classification, summarization, question-answering or generation")],

@@ -51,3 +51,25 @@ class Checked:
     """Of activations while it was checked."""
     lost_share: float = 0.0
     """Of the norm of a layer's update, the largest share that a smaller rank has cost."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """How fast a model writes."""
+
+    variant: str
+    """`base`, `base + adapter` or `merged`."""
+    tokens_per_s: float
+    """New tokens, median over the repeats."""
+    least_tokens_per_s: float
+    """Of the slowest repeat."""
+    most_tokens_per_s: float
+    """Of the fastest."""
+    latency_s: float
+    """Of a whole answer, median over the repeats, mean over the prompts."""
+    weights_bytes: int
+    """Parameters and buffers."""
+    peak_bytes: int
+    """The most that was allocated on a GPU while it wrote; 0 on a CPU."""
+    num_repeats: int
+    """Repeats, after one that is not counted."""

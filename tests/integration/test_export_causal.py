@@ -16,7 +16,9 @@ from tests.gguf_bases import WORDS, write_gguf
 from tests.llama_cpp import ask
 from tests.models import causal_document, tiny_llama_config
 from tuner import sweep
+from tuner.errors import ExportError, FolderError
 from tuner.exporting import Exported, export
+from tuner.exporting.bench import bench, bench_text
 from tuner.forms import Form
 from tuner.sweep import Sweep
 
@@ -95,3 +97,31 @@ def test_a_merged_causal_model_writes_as_the_adapter_does(swept: Sweep, tmp_path
     assert found.checked.largest_difference is not None
     assert found.checked.largest_difference <= 1e-4  # nothing was quantized
     assert done.stdout
+
+
+def test_a_bench_times_base_adapter_and_merged_and_keeps_its_figures(swept: Sweep, tmp_path: Path) -> None:
+    folder = exported(swept, tmp_path, Form.SERVING).folder
+
+    speeds = bench(folder, num_new=8, num_repeats=3)
+
+    assert [speed.variant for speed in speeds] == ["base", "base + adapter", "merged"]
+    assert all(speed.least_tokens_per_s <= speed.tokens_per_s <= speed.most_tokens_per_s for speed in speeds)
+    assert all(speed.latency_s > 0 and speed.num_repeats == 3 for speed in speeds)
+    assert speeds[1].weights_bytes > speeds[0].weights_bytes == speeds[2].weights_bytes
+    assert [one["variant"] for one in json.loads((folder / "bench.json").read_text())] == [
+        one.variant for one in speeds
+    ]
+    assert "x 1.00" in bench_text(speeds).splitlines()[0]
+
+
+def test_a_bench_of_a_merged_model_times_it_alone(swept: Sweep, tmp_path: Path) -> None:
+    (speed,) = bench(exported(swept, tmp_path, Form.MERGED).folder, num_new=4, num_repeats=2)
+
+    assert speed.variant == "merged"
+
+
+def test_what_can_not_be_timed_says_why(swept: Sweep, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="llama-bench"):
+        bench(exported(swept, tmp_path, Form.GGUF).folder)
+    with pytest.raises(FolderError, match="holds no export"):
+        bench(tmp_path)

@@ -184,7 +184,7 @@ def _filled(request: Request, sweep: Sweep, record: TrialRecord, pick: str) -> C
         (folder / "inference.py").write_text(inference_code(sweep, request), encoding="utf-8")
     provenance = json.dumps(_provenance(sweep, record, pick, request, checked), indent=2)
     (folder / "provenance.json").write_text(f"{provenance}\n", encoding="utf-8")
-    (folder / CHECKSUMS).write_text(_checksums(folder), encoding="utf-8")
+    (folder / CHECKSUMS).write_text(checksums(folder), encoding="utf-8")
     return checked
 
 
@@ -204,7 +204,7 @@ def _require_as_reported(checked: Checked, metric: Metric, reported: Metrics) ->
         raise ExportError(msg)
 
 
-def _checksums(folder: Path) -> str:
+def checksums(folder: Path) -> str:
     """As `sha256sum --check` reads them."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS)
     lines = (f"{_digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
