@@ -117,8 +117,7 @@ def export(  # noqa: PLR0913 -- each is an option
             adapter=str(adapter.absolute()), folder=str(partial.absolute()), form=Form(form), rank=rank, dtype=dtype
         )
         checked = _filled(request, sweep, record, pick)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        _put_in_place(partial, target)
     except OSError as error:
         msg = f"{target} can't be written: {error}"
         raise FolderError(msg) from error
@@ -161,6 +160,16 @@ def export_all(  # noqa: PLR0913 -- each is an option
         target = Path(to) if is_one else Path(to) / folder_name(number)
         rule = picks[0] if is_one else f"trial:{number}"
         yield export(folder, to=target, pick=rule, form=form, rank=rank, dtype=dtype, overwrite=overwrite)
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """By renaming alone, so that a kill at any moment leaves the old export or the new one whole, at most under another name."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # of an export that was killed
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _front_rules(sweep: Sweep) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from peft import PeftModel
 from pydantic import BaseModel as Message
+from safetensors import SafetensorError
 
 from tuner.config import SweepConfig
 from tuner.forms import Checked, Form, Request
@@ -176,7 +177,7 @@ def main() -> None:
     asked = Asked.model_validate_json(sys.stdin.readline())
     try:
         answer = Answered(checked=carry_out(asked.config, asked.request))
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         answer = Answered(problem=str(error))
     out.write(answer.model_dump_json() + "\n")
 
