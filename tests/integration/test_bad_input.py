@@ -124,7 +124,7 @@ def swept(tmp_path: Path) -> Path:
         (("resume", "{tmp}/nowhere"), "holds no sweep"),
         (("report", "{tmp}"), "holds no sweep"),
         (("export", "{tmp}", "--to", "{tmp}/x"), "holds no sweep"),
-        (("export", "{swept}", "--to", "{tmp}/x", "--pick", "best"), "pick must be knee, most-accurate, trial:N or"),
+        (("export", "{swept}", "--to", "{tmp}/x", "--pick", "best"), "pick must be knee, most-accurate, trial:N, "),
         (("export", "{swept}", "--to", "{tmp}/x", "--pick", "trial:99"), "trial 99 is not on the front"),
         (("export", "{swept}", "--to", "{swept}"), "is not in"),
         (("run", "{tmp}/sweep-under-test.yaml", "--out", "{swept}"), "tuner resume"),
