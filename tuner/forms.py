@@ -39,12 +39,12 @@ class Request:
 class Checked:
     """What was found when the result was loaded and used."""
 
-    score: float | None
-    """The sweep's metric on the validation data; None where nothing here can run the result."""
+    score: float
+    """The sweep's metric on the validation data."""
     trained_score: float
     """The same of the trained adapter, measured beside it."""
-    largest_difference: float | None
-    """Between the two, of logits over the largest of them; None where nothing here can run the result."""
+    largest_difference: float
+    """Between the two, of logits over the largest of them."""
     tolerance: float | None
     """What the difference may be; None where the result is meant to differ."""
     compute_dtype: str

@@ -100,7 +100,6 @@ def test_the_serving_form_gives_the_same_logits_from_one_rank_and_no_patterns(sw
     served = export(swept.folder, to=tmp_path / "served", pick="most-accurate", form="serving")
 
     config = json.loads((served.folder / "adapter_config.json").read_text())
-    assert served.checked.largest_difference is not None
     assert served.checked.largest_difference <= 1e-5
     assert served.accuracy == reported(swept, served.number)
     assert (config["rank_pattern"], config["alpha_pattern"], config["r"]) == ({}, {}, config["lora_alpha"])
@@ -112,7 +111,6 @@ def test_a_merged_model_says_by_how_much_it_differs_from_the_quantized_one(swept
     model = AutoModelForSequenceClassification.from_pretrained(merged.folder)
     assert model.dtype == torch.bfloat16
     assert merged.checked.tolerance is None
-    assert merged.checked.largest_difference is not None
     assert 0 < merged.checked.largest_difference < 1
     assert "the trained adapter" in merged.words
     assert not [file for file in merged.folder.iterdir() if file.name.startswith(".")]

@@ -61,10 +61,12 @@ def test_an_adapter_for_llama_cpp_is_read_by_it_and_does_something(swept: Sweep,
     answers = ask(base, adapter, [[3, 4, 5, 6]], [0.0, 1.0], num_seen=len(WORDS))
     on, off = answers[1.0][0].log_probs[0], answers[0.0][0].log_probs[0]
     assert max(abs(on[token] - off[token]) for token in on) > 1e-3
-    assert found.checked.score is None
-    assert "this form was not run" in found.words
+    assert found.checked.score == found.checked.trained_score
+    assert found.checked.largest_difference <= 1e-5
     card = (found.folder / "README.md").read_text()
     assert "library_name: llama.cpp" in card
+    assert "llama.cpp itself was not run here" in card
+    assert sorted(file.name for file in found.folder.iterdir() if file.name.startswith(".")) == []
     assert not (found.folder / "inference.py").exists()
 
 
@@ -73,7 +75,6 @@ def test_the_serving_form_of_a_causal_model_is_whole_and_exact(swept: Sweep, tmp
 
     config = json.loads((found.folder / "adapter_config.json").read_text())
     card = (found.folder / "README.md").read_text()
-    assert found.checked.largest_difference is not None
     assert found.checked.largest_difference <= 1e-5
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (8, 8, {})
     for engine in ("PEFT", "vLLM >= 0.32", "vLLM 0.26 to 0.31", "SGLang 0.5.23", "LoRAX", "TGI 3.3", "TensorRT-LLM"):
@@ -94,7 +95,6 @@ def test_a_merged_causal_model_writes_as_the_adapter_does(swept: Sweep, tmp_path
         [sys.executable, str(found.folder / "inference.py"), "AB"], capture_output=True, text=True, check=True
     )
 
-    assert found.checked.largest_difference is not None
     assert found.checked.largest_difference <= 1e-4  # nothing was quantized
     assert done.stdout
 

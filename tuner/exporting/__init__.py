@@ -56,8 +56,8 @@ class Exported:
 
     @property
     def accuracy(self) -> float:
-        """The sweep's metric on the validation data, measured anew; of training where nothing here can run the form."""
-        return self.checked.trained_score if self.checked.score is None else self.checked.score
+        """The sweep's metric on the validation data, measured anew."""
+        return self.checked.score
 
     @property
     def score(self) -> str:
@@ -67,8 +67,6 @@ class Exported:
     @property
     def words(self) -> str:
         """What was found when it was checked, as half a sentence."""
-        if self.checked.score is None:
-            return f"the trained adapter has {self.score}, as the report says; this form was not run"
         if self.checked.tolerance is not None:
             return f"it has {self.score}, as the report says"
         trained = metric_text.text(self.metric, self.checked.trained_score)
@@ -202,7 +200,7 @@ def _require_as_reported(checked: Checked, metric: Metric, reported: Metrics) ->
     if not is_as_reported(metric, checked.trained_score, reported.accuracy):
         msg = f"the adapter scores {name} {checked.trained_score:.4f}, the report says {reported.accuracy:.4f}"
         raise ExportError(msg)
-    if checked.tolerance is None or checked.largest_difference is None or checked.score is None:
+    if checked.tolerance is None:
         return
     if not checked.largest_difference <= checked.tolerance:
         found = f"by up to {checked.largest_difference:.2g} of the largest, more than {checked.tolerance:.0e}"

@@ -66,7 +66,7 @@ def model_card(sweep: Sweep, record: TrialRecord, pick: str, request: Request, c
             form=request.form,
             Form=Form,
             checked=checked,
-            score=metric_text.text(metric, checked.score) if checked.score is not None else "",
+            score=metric_text.text(metric, checked.score),
             trained_score=metric_text.text(metric, checked.trained_score),
             verdicts=_verdicts(request),
             code=inference_code(sweep, request) if request.form is not Form.GGUF else "",

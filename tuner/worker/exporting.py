@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from tuner.worker.architecture import layers_of
 from tuner.worker.evaluation import evaluate, forward, learned
 from tuner.worker.forms import AdapterWeights, as_rank, as_serving, lost_share, read_adapter, write_adapter
 from tuner.worker.gguf import SUFFIX
-from tuner.worker.gguf_adapter import write_gguf_adapter
+from tuner.worker.gguf_adapter import read_gguf_adapter, write_gguf_adapter
 from tuner.worker.host import BaseSpec, Loaded, load
 from tuner.worker.merging import merge
 
@@ -117,25 +118,20 @@ def _merged(config: SweepConfig, request: Request, loaded: Loaded, weights: Adap
 
 
 def _gguf(config: SweepConfig, request: Request, loaded: Loaded, weights: AdapterWeights) -> Checked:
-    """An adapter for llama.cpp, which is not here to run it; the project's tests hold what is written against it."""
-    if not config.model.name.endswith(SUFFIX):
+    """An adapter for llama.cpp, which is not here: the file is read again by llama.cpp's rules, and run by PEFT."""
+    base = Path(config.model.name)
+    if base.suffix != SUFFIX:
         raise ValueError(f"needs a base in GGUF to fit, and model.name is {config.model.name}")
-    adapter, folder = Path(request.adapter), Path(request.folder)
-    trained_score, _ = _used(config, loaded, _adapted(loaded, adapter))
-    source = _beside(folder, "adapter")
-    write_adapter(weights, source)
-    write_gguf_adapter(source, Path(config.model.name), folder / "adapter.gguf")
-    for file in source.iterdir():
-        file.unlink()
-    source.rmdir()
-    return Checked(
-        score=None,
-        trained_score=trained_score,
-        largest_difference=None,
-        tolerance=None,
-        compute_dtype="float32",
-        lost_share=_lost(read_adapter(adapter), request.rank),
-    )
+    folder = Path(request.folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as beside:
+        source, again = Path(beside) / "source", Path(beside) / "again"
+        write_adapter(weights, source)
+        write_gguf_adapter(source, base, folder / "adapter.gguf")
+        layers = [layer.name for layer in layers_of(loaded.base.model)]
+        write_adapter(read_gguf_adapter(folder / "adapter.gguf", base, layers), again)
+        lost = _lost(read_adapter(Path(request.adapter)), request.rank)
+        build = functools.partial(_adapted, loaded, again)
+        return _compared(config, loaded, Path(request.adapter), build, lost, is_exact=request.rank is None)
 
 
 def _adapted(loaded: Loaded, folder: Path) -> nn.Module:

@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
+import torch
 from peft import LoraConfig, PeftConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from tuner.worker.forms import AdapterWeights
+
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
 ARCHITECTURES = {
@@ -123,6 +125,39 @@ def write_gguf_adapter(adapter: Path, base: Path, out: Path) -> None:
     alpha = Counter(value for value in alphas if value).most_common(1)[0][0]
     scaled = [_scaled(pair, own / alpha) for pair, own in zip(pairs, alphas, strict=True)]
     _write(out, model.architecture, alpha, [_permuted(pair, model) for pair in scaled])
+
+
+def read_gguf_adapter(file: Path, base: Path, layers: Iterable[str]) -> AdapterWeights:
+    """Read such a file as llama.cpp does, as an adapter that PEFT can run: for whoever checks what was written.
+
+    Args:
+        file: As `write_gguf_adapter` wrote it.
+        base: The GGUF file of the base.
+        layers: transformers' names of the base's linear layers.
+
+    Raises:
+        OSError: A file can't be read.
+        ValueError: It is no such file.
+    """
+    reader, model = gguf.GGUFReader(file), _read_base(base)
+    alpha = _field(reader.fields, gguf.Keys.Adapter.LORA_ALPHA, file)
+    names = gguf.get_tensor_name_map(ARCHITECTURES[model.architecture], model.num_blocks)
+    found = {tensor.name: np.array(tensor.data, dtype=np.float32) for tensor in reader.tensors}
+    tensors: dict[str, torch.Tensor] = {}
+    ranks: dict[str, int] = {}
+    for layer in layers:
+        name = f"{names.get_name(layer)}.weight"
+        if f"{name}.lora_a" in found:
+            pair = Pair(layer=layer, name=name, A=found.pop(f"{name}.lora_a"), B=found.pop(f"{name}.lora_b"))
+            ranks[layer] = r = len(pair.A)
+            tensors[f"{PREFIX}{layer}{A}"] = torch.from_numpy(pair.A)
+            tensors[f"{PREFIX}{layer}{B}"] = torch.from_numpy(_unpermuted(_scaled(pair, alpha / r), model).B)
+    if found:
+        msg = f"{file} holds what the base has no layer for: {_some(found)}"
+        raise ValueError(msg)
+    largest = max(ranks.values())
+    patterns = {"rank_pattern": ranks, "alpha_pattern": ranks, "r": largest, "lora_alpha": largest}
+    return AdapterWeights(config={"peft_type": "LORA", "target_modules": list(ranks), **patterns}, tensors=tensors)
 
 
 def _refuse(adapter: Path, problems: Sequence[str]) -> None:
@@ -268,12 +303,27 @@ def _permuted(pair: Pair, model: Base) -> Pair:
 
     Source: llama.cpp 0c1e57098, conversion/llama.py:176-181.
     """
-    kind = pair.name.split(".")[-2]
-    num_heads = {"attn_q": model.num_heads, "attn_k": model.num_kv_heads}.get(kind)
-    if num_heads is None or model.architecture not in PERMUTED:
-        return pair
     out, r = pair.B.shape
+    num_heads = _num_heads(pair, model)
+    if num_heads is None:
+        return pair
     return replace(pair, B=pair.B.reshape(num_heads, 2, out // num_heads // 2, r).swapaxes(1, 2).reshape(out, r))
+
+
+def _unpermuted(pair: Pair, model: Base) -> Pair:
+    """In transformers' order again."""
+    out, r = pair.B.shape
+    num_heads = _num_heads(pair, model)
+    if num_heads is None:
+        return pair
+    return replace(pair, B=pair.B.reshape(num_heads, out // num_heads // 2, 2, r).swapaxes(1, 2).reshape(out, r))
+
+
+def _num_heads(pair: Pair, model: Base) -> int | None:
+    """Of a layer whose rows are kept in another order; None for others."""
+    if model.architecture not in PERMUTED:
+        return None
+    return {"attn_q": model.num_heads, "attn_k": model.num_kv_heads}.get(pair.name.split(".")[-2])
 
 
 def _write(out: Path, architecture: str, alpha: float, pairs: Sequence[Pair]) -> None:
