@@ -99,7 +99,12 @@ def export(  # noqa: PLR0913 -- each is an option
         PickError: No such trial on the front, or no such rule.
         ExportError: The adapter has no such form, does not load, or scores otherwise than the report says. Nothing is then left.
     """
-    sweep, target = load(folder), Path(to)
+    return _exported(load(folder), Path(to), pick, form=Form(form), rank=rank, dtype=dtype, overwrite=overwrite)
+
+
+def _exported(  # noqa: PLR0913 -- each is an option
+    sweep: Sweep, target: Path, pick: str, *, form: Form, rank: int | None, dtype: str, overwrite: bool
+) -> Exported:
     record = Pick(rule=pick).of(sweep.front, sweep.objectives)
     adapter = SweepFolder(sweep.folder).adapter(record.number)
     if not adapter.is_dir():
@@ -112,7 +117,7 @@ def export(  # noqa: PLR0913 -- each is an option
         shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
         partial.mkdir(parents=True)
         request = Request(
-            adapter=str(adapter.absolute()), folder=str(partial.absolute()), form=Form(form), rank=rank, dtype=dtype
+            adapter=str(adapter.absolute()), folder=str(partial.absolute()), form=form, rank=rank, dtype=dtype
         )
         checked = _filled(request, sweep, record, pick)
         _put_in_place(partial, target)
@@ -157,7 +162,7 @@ def export_all(  # noqa: PLR0913 -- each is an option
     for number in numbers:
         target = Path(to) if is_one else Path(to) / folder_name(number)
         rule = picks[0] if is_one else f"trial:{number}"
-        yield export(folder, to=target, pick=rule, form=form, rank=rank, dtype=dtype, overwrite=overwrite)
+        yield _exported(sweep, target, rule, form=Form(form), rank=rank, dtype=dtype, overwrite=overwrite)
 
 
 def _put_in_place(partial: Path, target: Path) -> None:

@@ -70,9 +70,9 @@ def carry_out(config: SweepConfig, request: Request) -> Checked:
         case Form.SERVING:
             write_adapter(as_serving(smaller, layers_of(loaded.base.model)), folder)
         case Form.MERGED:
-            return _merged(config, request, loaded, smaller)
+            return _merged(config, request, loaded, smaller, lost)
         case Form.GGUF:
-            return _gguf(config, request, loaded, smaller)
+            return _gguf(config, request, loaded, smaller, lost)
     is_exact = request.rank is None
     return _compared(config, loaded, adapter, functools.partial(_adapted, loaded, folder), lost, is_exact=is_exact)
 
@@ -94,16 +94,14 @@ def _compared(
     )
 
 
-def _merged(config: SweepConfig, request: Request, loaded: Loaded, weights: AdapterWeights) -> Checked:
+def _merged(config: SweepConfig, request: Request, loaded: Loaded, weights: AdapterWeights, lost: float) -> Checked:
     """A merged model is held against the adapter on the base that it was trained on, from which it is meant to differ."""
     adapter, folder = Path(request.adapter), Path(request.folder)
     trained_score, trained = _used(config, loaded, _adapted(loaded, adapter))
-    source = _beside(folder, "adapter")
-    write_adapter(weights, source)
-    merge(config, source, folder, DTYPES[request.dtype])
-    for file in source.iterdir():
-        file.unlink()
-    source.rmdir()
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as beside:
+        source = Path(beside)
+        write_adapter(weights, source)
+        merge(config, source, folder, DTYPES[request.dtype])
     plain = config.model.model_copy(update={"name": str(folder), "revision": None, "quantization": "none"})
     merged = load(config, BaseSpec(config=plain))
     score, made = _used(config, merged, merged.base.model)
@@ -113,11 +111,11 @@ def _merged(config: SweepConfig, request: Request, loaded: Loaded, weights: Adap
         largest_difference=_difference(trained, made),
         tolerance=None,
         compute_dtype=str(merged.base.compute_dtype).removeprefix("torch."),
-        lost_share=_lost(read_adapter(adapter), request.rank),
+        lost_share=lost,
     )
 
 
-def _gguf(config: SweepConfig, request: Request, loaded: Loaded, weights: AdapterWeights) -> Checked:
+def _gguf(config: SweepConfig, request: Request, loaded: Loaded, weights: AdapterWeights, lost: float) -> Checked:
     """An adapter for llama.cpp, which is not here: the file is read again by llama.cpp's rules, and run by PEFT."""
     base = Path(config.model.name)
     if base.suffix != SUFFIX:
@@ -129,7 +127,6 @@ def _gguf(config: SweepConfig, request: Request, loaded: Loaded, weights: Adapte
         write_gguf_adapter(source, base, folder / "adapter.gguf")
         layers = [layer.name for layer in layers_of(loaded.base.model)]
         write_adapter(read_gguf_adapter(folder / "adapter.gguf", base, layers), again)
-        lost = _lost(read_adapter(Path(request.adapter)), request.rank)
         build = functools.partial(_adapted, loaded, again)
         return _compared(config, loaded, Path(request.adapter), build, lost, is_exact=request.rank is None)
 
@@ -159,12 +156,6 @@ def _difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> f
 def _lost(weights: AdapterWeights, rank: int | None) -> float:
     """The largest share of the norm of a layer's update that a smaller rank costs."""
     return 0.0 if rank is None else max(lost_share(weights, rank).values())
-
-
-def _beside(folder: Path, name: str) -> Path:
-    made = folder / f".{name}"
-    made.mkdir()
-    return made
 
 
 def main() -> None:
