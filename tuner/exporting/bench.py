@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from tuner.errors import ExportError, FolderError
+from tuner.exporting.asking import answer_of
 from tuner.forms import Form, Speed
 
 if TYPE_CHECKING:
@@ -56,10 +55,7 @@ def bench(folder: Path | str, *, num_new: int = 64, num_repeats: int = 5) -> tup
         "num_new": num_new,
         "num_repeats": num_repeats,
     }
-    done = subprocess.run(  # noqa: S603 -- a module of our own
-        [sys.executable, "-m", MODULE], input=json.dumps(asked), capture_output=True, text=True, check=False
-    )
-    answer = Answered.model_validate_json(done.stdout) if done.stdout else Answered(problem=done.stderr[-500:])
+    answer = Answered.model_validate_json(answer_of(MODULE, json.dumps(asked)))
     if answer.problem:
         msg = f"{place} can't be run: {answer.problem}"
         raise ExportError(msg)

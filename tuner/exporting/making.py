@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, TypeAdapter
 
 from tuner.errors import ExportError
+from tuner.exporting.asking import answer_of
 from tuner.forms import Checked, Request
 
 if TYPE_CHECKING:
@@ -32,14 +31,7 @@ def made(config: SweepConfig, request: Request) -> Checked:
         ExportError: The adapter has no such form or does not load, or the process has died.
     """
     asked = f'{{"config":{config.model_dump_json()},"request":{_REQUESTS.dump_json(request).decode()}}}'
-    done = subprocess.run(  # noqa: S603 -- a module of our own
-        [sys.executable, "-m", MODULE], input=asked, capture_output=True, text=True, check=False
-    )
-    if done.returncode or not done.stdout:
-        said = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-        msg = f"the process that makes the export has died: {said[0]}"
-        raise ExportError(msg)
-    answer = Answered.model_validate_json(done.stdout)
+    answer = Answered.model_validate_json(answer_of(MODULE, asked))
     if answer.checked is None:
         msg = f"can't be exported as {request.form}: {answer.problem}"
         raise ExportError(msg)
