@@ -9,5 +9,5 @@ from tuner.exporting.asking import answer_of
 
 
 def test_a_process_that_dies_is_a_message_with_its_last_words() -> None:
-    with pytest.raises(ExportError, match="the process of tuner.no_such_module has died: .*No module named"):
+    with pytest.raises(ExportError, match=r"the process of tuner.no_such_module has died: .*No module named"):
         answer_of("tuner.no_such_module", "{}")
