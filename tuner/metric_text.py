@@ -47,6 +47,11 @@ def number(metric: Metric, value: float) -> str:
     return f"{scaled(metric, value):.1f}" if metric.is_share else _digits(value, 3)
 
 
+def span(metric: Metric, low: float, high: float) -> str:
+    """An interval on its axis, without a unit: `80.7 to 87.7`."""
+    return f"{number(metric, low)} to {number(metric, high)}"
+
+
 def number_with_error(metric: Metric, value: float, error: float) -> str:
     """A value on its axis ± its standard error: `84.5 ± 1.8`, `3.42 ± 0.13`; in one piece where lines break."""
     spread = number(metric, error) if metric.is_share else _digits(error, 2)

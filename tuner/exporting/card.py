@@ -14,8 +14,9 @@ from tuner.exporting.engines import Adapter, Verdict, gguf_verdicts, merged_verd
 from tuner.forms import Form
 from tuner.front import has_begun
 from tuner.lora import Bias, Init
+from tuner.report.findings.held_out import held_out_of
 from tuner.report.findings.intervals import held_out_estimate, validation_estimate
-from tuner.trial import HeldOut, Metric, TrialSpec, param_text
+from tuner.trial import Metric, TrialSpec, param_text
 
 if TYPE_CHECKING:
     from tuner.forms import Checked, Request
@@ -40,7 +41,7 @@ def model_card(sweep: Sweep, record: TrialRecord, pick: str, request: Request, c
     """
     last, metric = record.last, sweep.config.metric
     assert last is not None  # noqa: S101 -- trials on the front have reported
-    held_out = _held_out(sweep, record)
+    held_out = held_out_of(sweep.records).get(record.number)
     return (
         _environment()
         .get_template("card.md.j2")
@@ -114,13 +115,8 @@ def _verdicts(request: Request) -> tuple[Verdict, ...]:
             return verdicts(adapter_of(Path(request.folder)))
 
 
-def _held_out(sweep: Sweep, record: TrialRecord) -> HeldOut | None:
-    found = (known.last.held_out for known in sweep.records if known.spec.scores == record.number and known.last)
-    return next((one for one in found if one is not None), None)
-
-
 def _estimate_text(metric: Metric, estimate: Estimate) -> str:
-    span = f"{metric_text.number(metric, estimate.low)} to {metric_text.number(metric, estimate.high)}"
+    span = metric_text.span(metric, estimate.low, estimate.high)
     return f"{metric_text.text(metric, estimate.value)} (95% interval {span}, {estimate.num_examples:,} examples)"
 
 

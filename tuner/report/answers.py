@@ -122,7 +122,7 @@ def headline(data: ReportData) -> str:
 def estimate_text(data: ReportData, estimate: Estimate) -> str:
     """`84.5% (80.7 to 87.7)`."""
     metric = data.metric
-    span = f"{metric_text.number(metric, estimate.low)} to {metric_text.number(metric, estimate.high)}"
+    span = metric_text.span(metric, estimate.low, estimate.high)
     return f"{metric_text.text(metric, estimate.value)} ({span})".replace(" ", metric_text.NO_BREAK_SPACE)
 
 

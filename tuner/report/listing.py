@@ -85,7 +85,7 @@ def _test_cells(data: ReportData, row: Row) -> tuple[Cell, ...]:
     if (found := data.tests.get(row.number)) is None:
         return (EMPTY,)
     low_high = held_out_estimate(data.metric, found)
-    span = f"{metric_text.number(data.metric, low_high.low)} to {metric_text.number(data.metric, low_high.high)}"
+    span = metric_text.span(data.metric, low_high.low, low_high.high)
     return (Cell(text=f"{metric_text.number(data.metric, found.accuracy)} ({span})", key=found.accuracy),)
 
 

@@ -103,15 +103,12 @@ def build_summary(data: ReportData) -> Summary:
 
 
 def _answers(data: ReportData) -> Iterator[Answer]:
-    rules: dict[int, list[str]] = {}
-    for pick in data.picks:
-        rules.setdefault(pick.row.number, []).append(pick.rule)
     for card in answers.build_cards(data):
         last, num = card.row.last, data.inspection.model.num_params
         assert last is not None  # noqa: S101 -- trials on the front have reported
         yield Answer(
             number=card.row.number,
-            rules=tuple(rules[card.row.number]),
+            rules=tuple(pick.rule for pick in data.picks if pick.row.number == card.row.number),
             validation=card.validation,
             test=card.test,
             trainable_params=last.trainable_params,
