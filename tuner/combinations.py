@@ -8,7 +8,6 @@ from tuner.config import (
     METRICS,
     BaselinesConfig,
     DataConfig,
-    InitName,
     ModelConfig,
     ObjectivesConfig,
     Place,
@@ -19,6 +18,7 @@ from tuner.config import (
 )
 from tuner.dimensions import Section, options_of
 from tuner.layers import parse_selector
+from tuner.space_config import InitName
 from tuner.trial import Metric
 
 if TYPE_CHECKING:

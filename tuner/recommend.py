@@ -17,8 +17,9 @@ from tuner.space import DEFAULT_SCALE, deciding_keys, dimensions, suggest
 from tuner.trial import Baseline, ParamValue, TrialSpec
 
 if TYPE_CHECKING:
-    from tuner.config import SpaceConfig, SweepConfig
+    from tuner.config import SweepConfig
     from tuner.space import Searched
+    from tuner.space_config import SpaceConfig
     from tuner.trial import Inspection
 
 Point = dict[str, ParamValue]

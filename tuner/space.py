@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tuner.config import InitName, SpaceConfig
 from tuner.dimensions import Choices, Range, TargetChoices, options_of
 from tuner.layers import ALL_LINEAR, Group, Layer, ModelFacts, deciding_key, parse_selector, targeted
 from tuner.lora import Bias, Init, LoraSpec
+from tuner.space_config import InitName, SpaceConfig
 from tuner.trial import Baseline, ParamValue, TrialSpec
 
 if TYPE_CHECKING:

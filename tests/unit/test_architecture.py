@@ -18,6 +18,7 @@ LAYERS = (
     ("tuner.gpus", "tuner.layers", "tuner.prediction", "tuner.sizes"),
     ("tuner.trial",),
     ("tuner.dimensions", "tuner.metric_text"),
+    ("tuner.space_config",),
     ("tuner.config",),
     ("tuner.workload",),
     ("tuner.closed_form_moments",),
@@ -55,6 +56,7 @@ WORKER_MAY_IMPORT = (
     "tuner.gpus",
     "tuner.layers",
     "tuner.lora",
+    "tuner.space_config",
     "tuner.trial",
 )
 """The worker's room stands beside the layers: only the predictor's imports it (backends name it by a dotted path)."""
@@ -81,6 +83,7 @@ HOMES = {
         "tuner.journal",
         "tuner.predictor",
         "tuner.report.summary",
+        "tuner.space_config",
         "tuner.sweep_file",
         "tuner.vram.__main__",
         "tuner.worker.benching",

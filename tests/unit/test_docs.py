@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 
 from tests.builders import make_config
 from tuner.cli import app
-from tuner.config import SpaceConfig, SweepConfig
+from tuner.config import SweepConfig
+from tuner.space_config import SpaceConfig
 from tuner.sweep_file import load_sweep_file
 
 if TYPE_CHECKING:

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import make_config, make_inspection, make_llama, make_model
-from tuner.config import SpaceConfig, SweepConfig
+from tuner.config import SweepConfig
 from tuner.dimensions import Choices
 from tuner.layers import ModelFacts, ranks_of
 from tuner.lora import LoraSpec
 from tuner.recommend import Task, _nearest, baseline_specs, recommend, starting_points
 from tuner.space import space_problems, suggest
+from tuner.space_config import SpaceConfig
 from tuner.trial import Baseline
 
 LLAMA = make_llama()

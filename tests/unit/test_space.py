@@ -10,10 +10,11 @@ import pytest
 
 from tests.builders import BERT_SHAPES, make_layers, make_model
 from tests.sweeps import document
-from tuner.config import SpaceConfig, SweepConfig
+from tuner.config import SweepConfig
 from tuner.layers import ranks_of
 from tuner.lora import Bias, Init, LoraSpec
 from tuner.space import PLAIN, Suggestion, searched_params, space_problems, suggest
+from tuner.space_config import SpaceConfig
 
 LAYERS = make_model().layers
 KNOWN = ", ".join(BERT_SHAPES)

@@ -11,8 +11,8 @@ from tuner.space import Suggestion, suggest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tuner.config import SpaceConfig
     from tuner.layers import Layer
+    from tuner.space_config import SpaceConfig
 
 
 class _Corner:

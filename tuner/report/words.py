@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuner import metric_text
-from tuner.config import SpaceConfig
 from tuner.dimensions import Choices, Range, TargetChoices
 from tuner.front import GIB, Objective
 from tuner.report.data import ReportData
 from tuner.space import dimensions
+from tuner.space_config import SpaceConfig
 from tuner.trial import Baseline, MemoryKind, Metrics, TrialState, param_text
 
 if TYPE_CHECKING:

@@ -12,10 +12,11 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers.pytorch_utils import Conv1D
 
-from tuner.config import InitName, is_folder_name
+from tuner.config import is_folder_name
 from tuner.dimensions import options_of
 from tuner.gpus import MIB, Gpu
 from tuner.layers import ModelFacts
+from tuner.space_config import InitName
 from tuner.trial import Inspection
 from tuner.worker.architecture import AUTO_CLASSES, facts_of, skeleton
 from tuner.worker.data import DataError, Splits, load_splits

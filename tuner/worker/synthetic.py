@@ -21,7 +21,8 @@ from tuner.trial import (
 )
 
 if TYPE_CHECKING:
-    from tuner.config import SpaceConfig, SweepConfig
+    from tuner.config import SweepConfig
+    from tuner.space_config import SpaceConfig
 
 NUM_VALIDATION = 400
 
