@@ -42,7 +42,7 @@ def _last_accuracy(worker: TrialWorker, spec: TrialSpec, *, num_rungs: int) -> f
     results = [worker.advance() for _ in range(num_rungs)]
     if isinstance(results[-1], Metrics):
         return results[-1].accuracy
-    raise RuntimeError(results[-1].detail)
+    raise RuntimeError(str(results[-1]))
 
 
 if __name__ == "__main__":

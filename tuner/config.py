@@ -258,6 +258,9 @@ class ResourcesConfig(Section):
     """What a trial may need at its peak; one that needs more is recorded as infeasible. No limit by default."""
     max_worker_restarts: Annotated[int, Field(ge=0)] = 2
     """How often a trial goes on from its last rung after its worker was lost."""
+    heartbeat_limit_s: Positive = 1800.0
+    """With `backend: ray`: a trial that makes no step and scores no batch for so long is taken to hang. Its process is ended, and
+    another goes on from the last rung; at the second time the trial fails."""
     max_failures_in_a_row: Annotated[int, Field(ge=1)] = 5
     """The sweep ends when this many trials fail one after another."""
 

@@ -11,6 +11,7 @@
     │   ├── AdviceError            nothing can be recommended for what was asked
     │   └── PredictionError        the memory of what was asked for can't be predicted
     ├── TooManyFailuresError       trials failed one after another; holds the last traceback
+    ├── PausedError                something outside of the trials is in the way, such as a full disk
     └── ExportError                the exported adapter does not load, or scores otherwise than the report says
 
 A trial that fails is data (`trial.Outcome`), not an exception.
@@ -96,6 +97,10 @@ class PredictionError(UsageError):
 
 class TooManyFailuresError(TunerError):
     """Trials failed one after another, so the sweep ended early; what finished is kept."""
+
+
+class PausedError(TunerError):
+    """Something outside of the trials keeps the sweep from going on, such as a full disk; it can be resumed after that."""
 
 
 class ExportError(TunerError):

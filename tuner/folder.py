@@ -13,13 +13,14 @@ reports/quickstart/
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tuner.errors import FolderError
+from tuner.errors import FolderError, PausedError
 from tuner.front import Objective, front
 from tuner.trial import TrialRecord, TrialState, folder_name
 
@@ -94,6 +95,26 @@ class SweepFolder:
         finally:
             lock.release()
 
+    @property
+    def way_on(self) -> str:
+        """What a person does to go on with a sweep that has stopped."""
+        return f"go on with `tuner resume {self.path}`"
+
+    @contextlib.contextmanager
+    def has_room(self) -> Iterator[None]:
+        """Put around what writes into the folder.
+
+        Raises:
+            PausedError: The disk, or a quota, is full.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            msg = f"no space left for {self.path}; the sweep has stopped, all that was saved is kept: free some and {self.way_on}"
+            raise PausedError(msg) from error
+
     def is_in_use(self) -> bool:
         """Whether a driver works on the sweep now."""
         try:
@@ -132,7 +153,7 @@ class SweepFolder:
         if not is_kept:
             _remove((adapter,) if may_go_on else (checkpoint, adapter))
             return
-        for trained in sorted(checkpoint.glob("rung-*/adapter")):
+        for trained in sorted(checkpoint.glob("step-*/adapter")):
             adapter.parent.mkdir(exist_ok=True)
             trained.rename(adapter)
         _remove((checkpoint,))

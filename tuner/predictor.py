@@ -73,7 +73,11 @@ class Predictor:
     def _asked(self, question: Question) -> Prediction:
         if self._process is None:
             self._process = subprocess.Popen(  # noqa: S603 -- a module of our own
-                [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [sys.executable, "-m", MODULE],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # Ctrl-C is the driver's
             )
         assert self._process.stdin is not None  # noqa: S101 -- asked for above
         assert self._process.stdout is not None  # noqa: S101

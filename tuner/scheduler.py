@@ -16,7 +16,7 @@ from tuner.forecast import Forecast, Outlook, fit_forecast, outlook
 from tuner.ladder import Ladder, rows_of
 from tuner.promotion import worthiest
 from tuner.pruner import asha_stops, dominator, is_below_floor, median_stops, rivals_of, stop_by_dominance
-from tuner.trial import Decision, Stop, StopReason
+from tuner.trial import Decision, Metric, Stop, StopReason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tuner.config import SweepConfig
     from tuner.front import Objective
     from tuner.ladder import IntArray
-    from tuner.trial import Metrics
+    from tuner.trial import Inspection, Metrics
 
 
 class Next(enum.Enum):
@@ -238,3 +238,16 @@ class Scheduler:
             case "median" if median_stops(rung, row, self._best[number], frozenset(self._finished)):
                 return Stop(reason=StopReason.OUTRANKED)
         return None
+
+
+def floor_of(config: SweepConfig, inspection: Inspection) -> float:
+    """What every trial must exceed, turned so that lower is better: the commonest answer, or what the file says.
+
+    Infinite where there is none: the commonest answer is a floor for shares of right answers only.
+    """
+    floor = config.pruning.floor
+    if isinstance(floor, float):
+        return config.metric.loss(floor)
+    if floor == "auto" and config.metric in {Metric.ACCURACY, Metric.EXACT_MATCH}:
+        return config.metric.loss(inspection.majority_share)
+    return math.inf

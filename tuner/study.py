@@ -21,7 +21,7 @@ from tuner.journal import Journal, SearchTrial, create_journal, open_journal
 from tuner.prediction import Prediction
 from tuner.recommend import baseline_specs, starting_points
 from tuner.sampler import propose
-from tuner.scheduler import Next, Scheduler
+from tuner.scheduler import Next, Scheduler, floor_of
 from tuner.space import Suggestion, suggest
 from tuner.trial import (
     Baseline,
@@ -29,7 +29,6 @@ from tuner.trial import (
     FailReason,
     Inspection,
     MemoryKind,
-    Metric,
     Metrics,
     Outcome,
     Stop,
@@ -88,6 +87,10 @@ class Study:
         """Scorings that failed under an earlier driver: whoever resumes has mended the cause."""
         self._is_recovered = False
         self._is_over = False
+        self.is_interrupted = False
+        """Whether nothing more is given out though the sweep is not finished."""
+        self.problem = ""
+        """What keeps the sweep from going on; empty where somebody has asked for the interruption, or nobody has."""
         self.predict: Callable[[TrialSpec], Prediction | None] = lambda _: None
         """Tells a trial's peak memory before it begins, where it can; set by who drives the sweep."""
 
@@ -99,7 +102,16 @@ class Study:
     @property
     def is_over(self) -> bool:
         """Whether `ask` will never give out a trial again; if not, it may once a trial at work has reported."""
-        return self._is_over
+        return self._is_over or self.is_interrupted
+
+    def interrupt(self, problem: str = "") -> None:
+        """Give out nothing more; trials at work save their state, and the sweep can be resumed.
+
+        Args:
+            problem: What keeps the sweep from going on, such as a full disk; the first one counts.
+        """
+        self.is_interrupted = True
+        self.problem = self.problem or problem
 
     def ask(self) -> TrialSpec | None:
         """The next trial to work on; None when there is none now.
@@ -111,14 +123,23 @@ class Study:
         Raises:
             ResourcesError: No trial of the space seems to fit into `resources.memory_limit_gib`.
         """
+        if self.is_interrupted:
+            return None
         if not self._is_recovered:  # not when a study is opened: a report may read what another driver writes
             self._journal.ask_again()
             self._is_recovered = True
+        return self._next_given() or self._next_chosen()
+
+    def _next_given(self) -> TrialSpec | None:
+        """What needs no choice: trials that were left running, and baselines."""
         if self._unfinished:
             return self._unfinished.pop(0)
         while self._baselines:
             if (spec := self._begun(self._baselines.pop(0))) is not None:
                 return spec
+        return None
+
+    def _next_chosen(self) -> TrialSpec | None:
         choice = self._scheduler.choose(may_begin=self._may_begin, left_steps=self._left_steps)
         self._stop(self._scheduler.take_stopped())
         if choice is Next.BEGIN:
@@ -143,11 +164,13 @@ class Study:
         """
         record = self._records[number]
         metrics = self._as_predicted(record, metrics)
-        is_new = metrics.steps not in {known.steps for known in record.curve}
-        if is_new:
+        known = {known.steps: known for known in record.curve}
+        if metrics.steps not in known:
             self._journal.write_metrics(number, metrics)
             self._keep(dataclasses.replace(record, curve=(*record.curve, metrics)))
             self._spent_steps += _new_steps(record, metrics)
+        elif new := [remark for remark in metrics.remarks if remark not in known[metrics.steps].remarks]:
+            self._remark(record, known[metrics.steps], new)
         if self._is_too_large(number, metrics):
             return Decision.PRUNE
         if metrics.steps >= self._config.training.max_steps or record.spec.baseline is Baseline.ZERO_SHOT:
@@ -268,6 +291,12 @@ class Study:
             memory_kind=MemoryKind.PREDICTED,
         )
 
+    def _remark(self, record: TrialRecord, metrics: Metrics, remarks: Sequence[str]) -> None:
+        """Add to a report what befell the trial after it."""
+        more = dataclasses.replace(metrics, remarks=(*metrics.remarks, *remarks))
+        self._journal.write_metrics(record.number, more)
+        self._keep(dataclasses.replace(record, curve=tuple(more if one is metrics else one for one in record.curve)))
+
     def _decided(self, number: int, metrics: Metrics) -> Decision:
         decision = self._scheduler.report(number, metrics, may_begin=self._may_begin, left_steps=self._left_steps)
         if decision is Decision.PAUSE:
@@ -356,19 +385,6 @@ def _explained(outcome: Outcome, stop: Stop | None) -> Outcome:
 def _new_steps(record: TrialRecord, metrics: Metrics) -> int:
     """Steps that a report adds to what the search has spent."""
     return metrics.steps - (record.last.steps if record.last else 0) if record.spec.is_searched else 0
-
-
-def floor_of(config: SweepConfig, inspection: Inspection) -> float:
-    """What every trial must exceed, turned so that lower is better: the commonest answer, or what the file says.
-
-    Infinite where there is none: the commonest answer is a floor for shares of right answers only.
-    """
-    floor = config.pruning.floor
-    if isinstance(floor, float):
-        return config.metric.loss(floor)
-    if floor == "auto" and config.metric in {Metric.ACCURACY, Metric.EXACT_MATCH}:
-        return config.metric.loss(inspection.majority_share)
-    return math.inf
 
 
 def create_study(file: Path, config: SweepConfig, inspection: Inspection) -> Study:

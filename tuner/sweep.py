@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.backends import WORKER, Backend, build_backend
-from tuner.errors import ConfigError, Problem, TooManyFailuresError
+from tuner.errors import ConfigError, PausedError, Problem, TooManyFailuresError
 from tuner.folder import SweepFolder
 from tuner.front import Objective, front, objectives_of
+from tuner.interrupts import interruptible
 from tuner.journal import open_journal
 from tuner.live import NoView, View
 from tuner.predictor import predicting
@@ -79,6 +80,8 @@ def run(
         FolderError: The folder is taken or can't be written.
         ResourcesError: No node has what a trial asks for.
         TooManyFailuresError: Trials failed one after another; `resume` goes on from there.
+        PausedError: The disk is full; `resume` goes on once there is room.
+        KeyboardInterrupt: Ctrl-C or SIGTERM: after the steps under way at the first, at once at the second.
     """
     if backend is not None:
         overrides = (*overrides, f"resources.backend={backend}")
@@ -111,6 +114,8 @@ def resume(folder: Path | str, *, backend: str | None = None, view: View | None 
         FolderError: There is no sweep in the folder, or another process works on it.
         ResourcesError: No node has what a trial asks for.
         TooManyFailuresError: Trials failed one after another.
+        PausedError: The disk is full; `resume` goes on once there is room.
+        KeyboardInterrupt: As with `run`.
     """
     sweep_folder = SweepFolder(Path(folder))
     sweep_folder.require_sweep()
@@ -158,13 +163,23 @@ class _Driver:
         return self._study.is_over
 
     @property
+    def is_interrupted(self) -> bool:
+        """Whether trials at work are to save their state and stop."""
+        return self._study.is_interrupted
+
+    @property
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials as the journal has them."""
         return self._study.records
 
+    def interrupt(self, problem: str) -> None:
+        """Stop so that the sweep can be resumed."""
+        self._study.interrupt(problem)
+
     def ask(self) -> TrialSpec | None:
         """The next trial."""
-        spec = self._study.ask()
+        with self._folder.has_room():
+            spec = self._study.ask()
         if spec is not None:
             if spec.audits is not None:
                 self._folder.hand_over(spec.audits, spec.number)
@@ -173,13 +188,15 @@ class _Driver:
 
     def report(self, number: int, metrics: Metrics) -> Decision:
         """Results at a rung."""
-        decision = self._study.report(number, metrics)
+        with self._folder.has_room():
+            decision = self._study.report(number, metrics)
         self._view.update(self._study.records)
         return decision
 
     def tell(self, number: int, outcome: Outcome) -> TrialRecord:
         """A trial's end."""
-        record = self._study.tell(number, outcome)
+        with self._folder.has_room():
+            record = self._study.tell(number, outcome)
         may_audit = self._config.pruning.audit > 0
         self._folder.settle(self._study.records, objectives_of(self._config), keep_stopped=may_audit)
         self._view.update(self._study.records)
@@ -202,13 +219,27 @@ def _carry_out(study: Study, trainer: Backend, config: SweepConfig, folder: Swee
     objectives = objectives_of(config)
     folder.settle(study.records, objectives, keep_stopped=config.pruning.audit > 0)
     try:
-        with predicting() as predictor, view.watching(config, study.inspection, study.records):
+        with (
+            predicting() as predictor,
+            view.watching(config, study.inspection, study.records),
+            interruptible(study.interrupt),
+        ):
             study.predict = functools.partial(predictor.predict_trial, config=config, inspection=study.inspection)
             trainer.run(config, folder.path.absolute(), _Driver(study, config, folder, view))
-        folder.settle(study.records, objectives)  # nothing is left to audit
+        if not study.is_interrupted:
+            folder.settle(study.records, objectives)  # nothing is left to audit
     finally:
-        write_report(folder.path, config, study.inspection, study.records)
+        with folder.has_room():
+            write_report(folder.path, config, study.inspection, study.records)
+    _require_uninterrupted(study, folder)
     return _sweep(study, config, folder)
+
+
+def _require_uninterrupted(study: Study, folder: SweepFolder) -> None:
+    if study.problem:
+        raise PausedError(f"{study.problem}; the sweep has stopped, all that was saved is kept: {folder.way_on}")
+    if study.is_interrupted:
+        raise KeyboardInterrupt
 
 
 def _sweep(study: Study, config: SweepConfig, folder: SweepFolder) -> Sweep:

@@ -110,6 +110,7 @@ class FailReason(enum.StrEnum):
     LOSS_NOT_FINITE = "loss not finite"
     EXCEPTION = "exception"
     WORKER_LOST = "worker lost"
+    HUNG = "no step within the limit"
     MEMORY_KIND = "memory measured in another way than the sweep's"
 
 
@@ -265,6 +266,8 @@ class Metrics:
     """Scores on the test data: only at the end of what stands beside the search."""
     span: Span | None = None
     """The work since the report before; None in journals from before it was kept, and in simulations."""
+    remarks: tuple[str, ...] = ()
+    """What befell the trial on its way here and left its results as they are, such as a checkpoint that had to be left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -279,6 +282,20 @@ class Outcome:
     """Set exactly when the state is PRUNED or INFEASIBLE; None in journals from before reasons were kept."""
     detail: str = ""
     """For people: the exception's text and traceback of a failure, or the evidence for a stop."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interruption:
+    """A trial that has saved its state and stopped in the midst; it goes on from there when the sweep is resumed."""
+
+    steps: int
+    """Optimizer steps done."""
+    problem: str = ""
+    """What keeps trials from going on, such as a full disk; empty where somebody has asked for the interruption."""
+
+
+Result = Metrics | Outcome | Interruption
+"""What a worker brings back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from tuner.journal import memory_journal
 from tuner.ladder import Ladder, rows_of
 from tuner.sampler import propose
 from tuner.study import Study
-from tuner.trial import Decision, FailReason, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
+from tuner.trial import Decision, FailReason, Inspection, Metrics, Outcome, Result, TrialRecord, TrialSpec, TrialState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,6 +59,9 @@ class RecordedWorker:
             world.curve_of[spec.number] = world.recording.nearest(dict(spec.params), world.curve_of.values())
             world.rungs_done[spec.number] = 0
 
+    def listen(self, is_interrupted: Callable[[], bool]) -> None:
+        """A replay is not interrupted."""
+
     def advance(self) -> Metrics | Outcome:
         """The next recorded report."""
         curve = self._world.recording.curves[self._world.curve_of[self._number]]
@@ -88,9 +91,18 @@ class Counting:
         return self._study.is_over
 
     @property
+    def is_interrupted(self) -> bool:
+        """As the study says."""
+        return self._study.is_interrupted
+
+    @property
     def records(self) -> tuple[TrialRecord, ...]:
         """As the study says."""
         return self._study.records
+
+    def interrupt(self, problem: str) -> None:
+        """As the study says."""
+        self._study.interrupt(problem)
 
     def ask(self) -> TrialSpec | None:
         """As the study says."""
@@ -188,7 +200,7 @@ VARIANTS: dict[str, Callable[[Recording, int], list[Finish]]] = {
 """What else was tried."""
 
 
-def _steps_between(before: Metrics | None, now: Metrics | Outcome) -> float:
+def _steps_between(before: Metrics | None, now: Result) -> float:
     return float(now.steps - (before.steps if before else 0)) if isinstance(now, Metrics) else 0.0
 
 

@@ -18,7 +18,7 @@ from tests.models import causal_document
 from tuner.config import ModelConfig, SweepConfig
 from tuner.layers import count_trainable
 from tuner.lora import Bias, Init, LoraSpec
-from tuner.trial import Baseline, Metrics, Outcome, TrialSpec
+from tuner.trial import Baseline, Interruption, Metrics, Outcome, TrialSpec
 from tuner.worker.adapters import attach
 from tuner.worker.evaluation import evaluate
 from tuner.worker.host import BaseSpec, Loaded, Worker, load
@@ -41,6 +41,7 @@ def run_trial(worker: Worker, spec: TrialSpec) -> list[Metrics | Outcome]:
     results: list[Metrics | Outcome] = []
     while not results or (isinstance(results[-1], Metrics) and results[-1].steps not in {0, 8}):
         result = worker.advance()
+        assert not isinstance(result, Interruption)
         results.append(dataclasses.replace(result, train_s=0.0, span=None) if isinstance(result, Metrics) else result)
     return results
 
@@ -115,7 +116,7 @@ def test_every_kind_of_adapter_scores_the_same_when_it_is_loaded_on_the_untouche
     metrics = last_of(Worker(config, tmp_path), make_spec(0, lora=lora, learning_rate=1e-2))
 
     loaded = load(config, BaseSpec(config=config.model))
-    saved = tmp_path / "checkpoints" / "trial-0000" / "rung-000008" / "adapter"
+    saved = tmp_path / "checkpoints" / "trial-0000" / "step-000008" / "adapter"
     again = evaluate(
         loaded.base, PeftModel.from_pretrained(loaded.base.model, str(saved)), loaded.data.validation.batches
     )
@@ -213,7 +214,7 @@ def test_a_pissa_adapter_is_saved_as_plain_lora_of_twice_the_rank(tmp_path: Path
     lora = make_lora(r=4, lora_alpha=8.0, target_modules=ALL, init_lora_weights=Init.PISSA, rank_pattern=(("mlp", 2),))
     run_trial(Worker(config, tmp_path), make_spec(0, lora=lora))
 
-    saved = json.loads((tmp_path / "checkpoints/trial-0000/rung-000008/adapter/adapter_config.json").read_text())
+    saved = json.loads((tmp_path / "checkpoints/trial-0000/step-000008/adapter/adapter_config.json").read_text())
 
     assert (saved["r"], saved["lora_alpha"], saved["init_lora_weights"]) == (8, 16, True)
     assert set(saved["rank_pattern"].values()) == {4}

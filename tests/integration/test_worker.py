@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.builders import make_lora, make_spec
 from tests.sweeps import small_config
 from tuner.lora import Bias, LoraSpec
-from tuner.trial import FailReason, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
+from tuner.trial import FailReason, Interruption, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
 from tuner.worker import training
 from tuner.worker.host import BaseSpec, Worker, load
 from tuner.worker.memory import CpuPeak
@@ -39,6 +39,7 @@ def run_trial(worker: Worker, spec: TrialSpec) -> list[Metrics | Outcome]:
     results: list[Metrics | Outcome] = []
     while True:
         result = worker.advance()
+        assert not isinstance(result, Interruption)
         if isinstance(result, Outcome):
             return [*results, result]
         results.append(dataclasses.replace(result, train_s=0.0, span=None))
@@ -109,9 +110,9 @@ def test_a_finished_trial_leaves_a_peft_adapter_and_its_state(tmp_path: Path) ->
     run_trial(Worker(small_config(tmp_path), tmp_path), SPEC)
 
     checkpoint = tmp_path / "checkpoints" / "trial-0000"
-    assert [path.name for path in checkpoint.iterdir()] == ["rung-000008"]
+    assert sorted(path.name for path in checkpoint.glob("step-*")) == ["step-000004", "step-000008"]
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {
-        path.name for path in (checkpoint / "rung-000008" / "adapter").iterdir()
+        path.name for path in (checkpoint / "step-000008" / "adapter").iterdir()
     }
 
 
@@ -123,7 +124,7 @@ def test_a_kept_adapter_scores_what_its_trial_reported_and_leaves_the_base_alone
     spec = dataclasses.replace(SPEC, lora=make_lora(r=4, bias=bias, rank_pattern=(("query", 2),)), number=1)
     reported = run_trial(worker, spec)[-1]
     (tmp_path / "adapters").mkdir()
-    (tmp_path / "checkpoints" / "trial-0001" / "rung-000008" / "adapter").rename(tmp_path / "adapters" / "trial-0001")
+    (tmp_path / "checkpoints" / "trial-0001" / "step-000008" / "adapter").rename(tmp_path / "adapters" / "trial-0001")
 
     (scored,) = run_trial(worker, dataclasses.replace(spec, number=-1, scores=1))
 
@@ -250,10 +251,10 @@ def test_measured_memory_agrees_with_a_second_method(running: TrialRun) -> None:
 
     resident = list(_resident(running.adapted.model, running._optimizer))
     counted = LiveBytes({tensor.untyped_storage().data_ptr() for tensor in resident})
-    step = running._steps
+    step = running.steps
     with meter.watch():
         running._step()
-    running._steps = step
+    running.steps = step
     with counted:
         running._step()
 
@@ -277,7 +278,7 @@ def failing_step(monkeypatch: pytest.MonkeyPatch, error: BaseException | float) 
     def step(self: TrialRun) -> float:
         if isinstance(error, BaseException):
             raise error
-        self._steps += 1
+        self.steps += 1
         return error
 
     with monkeypatch.context() as patched:

@@ -9,7 +9,7 @@ import pytest
 from tests.builders import make_config, make_metrics, make_record
 from tests.contracts import BackendContract
 from tuner.backends import hand_in, worker_environment
-from tuner.trial import Decision, FailReason, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
+from tuner.trial import Decision, FailReason, Interruption, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
 
 
 class TestLocalBackend(BackendContract):
@@ -23,6 +23,8 @@ class NotingStudy:
         self.decision = decision
         self.told: list[Outcome] = []
         self.is_over = True
+        self.is_interrupted = False
+        self.problems: list[str] = []
         self.records: tuple[TrialRecord, ...] = ()
 
     def ask(self) -> TrialSpec | None:
@@ -34,6 +36,20 @@ class NotingStudy:
     def tell(self, number: int, outcome: Outcome) -> TrialRecord:
         self.told.append(outcome)
         return make_record(number)
+
+    def interrupt(self, problem: str) -> None:
+        self.problems.append(problem)
+
+
+@pytest.mark.parametrize(("problem", "problems"), [("", []), ("the disk is full", ["the disk is full"])])
+def test_an_interrupted_trial_stays_open_and_what_is_in_the_way_stops_the_sweep(
+    problem: str, problems: list[str]
+) -> None:
+    study = NotingStudy(Decision.CONTINUE)
+
+    assert hand_in(study, 0, Interruption(steps=3, problem=problem)) is Decision.PAUSE
+    assert study.told == []
+    assert study.problems == problems
 
 
 @pytest.mark.parametrize(

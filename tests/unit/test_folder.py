@@ -16,7 +16,7 @@ OBJECTIVES = (Objective.ACCURACY, Objective.TRAINABLE_PARAMS)
 
 
 def trained(folder: SweepFolder, number: int) -> None:
-    adapter = folder.checkpoint(number) / "rung-000120" / "adapter"
+    adapter = folder.checkpoint(number) / "step-000120" / "adapter"
     adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text("{}")
 
@@ -145,7 +145,7 @@ def test_an_audit_goes_on_from_the_checkpoint_of_the_stopped_trial(tmp_path: Pat
         folder.hand_over(7, -1)
 
     assert not folder.checkpoint(7).exists()
-    assert (folder.checkpoint(-1) / "rung-000120" / "adapter").is_dir()
+    assert (folder.checkpoint(-1) / "step-000120" / "adapter").is_dir()
 
 
 def test_an_audit_begins_anew_where_there_is_no_checkpoint(tmp_path: Path) -> None:

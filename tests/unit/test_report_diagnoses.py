@@ -265,3 +265,15 @@ def test_a_whole_synthetic_sweep_is_told_of_its_cliff() -> None:
 
     assert Kind.UNSTABLE in kinds
     assert Kind.NOTHING_LEARNED not in kinds
+
+
+def test_what_befell_trials_is_told_once_for_all_and_not_without_end() -> None:
+    remarked = replace(make_metrics(), remarks=("its process was ended",))
+    records = [make_record(number, curve=(remarked,)) for number in range(7)]
+
+    found = told(records, Kind.FAULTS)
+
+    assert found is not None
+    assert found.evidence.startswith(f"trial 0, by step {remarked.steps}: its process was ended; trial 1")
+    assert found.evidence.endswith("; and 2 more.")
+    assert told([make_record(0)], Kind.FAULTS) is None

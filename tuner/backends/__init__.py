@@ -10,7 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tuner.trial import Decision, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
+from tuner.trial import (
+    Decision,
+    Inspection,
+    Interruption,
+    Metrics,
+    Outcome,
+    Result,
+    TrialRecord,
+    TrialSpec,
+    TrialState,
+)
 
 if TYPE_CHECKING:
     from tuner.config import SweepConfig
@@ -27,6 +37,10 @@ class StudyVerbs(Protocol):
         """Whether `ask` will never give out a trial again."""
 
     @property
+    def is_interrupted(self) -> bool:
+        """Whether trials at work are to save their state and stop; `ask` gives out none then, and `is_over` is true."""
+
+    @property
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials as the journal has them."""
 
@@ -39,6 +53,9 @@ class StudyVerbs(Protocol):
     def tell(self, number: int, outcome: Outcome) -> TrialRecord:
         """Close a trial."""
 
+    def interrupt(self, problem: str) -> None:
+        """Something keeps all trials from going on: the sweep is to stop so that it can be resumed."""
+
 
 class TrialWorker(Protocol):
     """What a backend sees of a worker; see `tuner.worker.host.Worker`."""
@@ -46,11 +63,14 @@ class TrialWorker(Protocol):
     def inspect(self) -> Inspection:
         """Look at model and data; train nothing."""
 
+    def listen(self, is_interrupted: Callable[[], bool]) -> None:
+        """From now on ask this between steps."""
+
     def start(self, spec: TrialSpec) -> None:
         """Make a trial the current one."""
 
-    def advance(self) -> Metrics | Outcome:
-        """Bring it to its next rung, or to its failure."""
+    def advance(self) -> Result:
+        """Bring it to its next rung, to its failure, or to a stop in the midst that was asked for."""
 
     def close(self) -> None:
         """Drop it."""
@@ -77,12 +97,17 @@ class Backend(Protocol):
         """Give back processes and cluster."""
 
 
-def hand_in(study: StudyVerbs, number: int, result: Metrics | Outcome) -> Decision:
+def hand_in(study: StudyVerbs, number: int, result: Result) -> Decision:
     """Give the study what a worker brought; a trial that is over is told.
 
     Returns:
-        CONTINUE if the trial goes on; else why it does not. A paused one is not told: `ask` gives it out again.
+        CONTINUE if the trial goes on; else why it does not. A paused one is not told: `ask` gives it out again. Nor is one
+        that was interrupted: it goes on when the sweep is resumed.
     """
+    if isinstance(result, Interruption):
+        if result.problem:
+            study.interrupt(result.problem)
+        return Decision.PAUSE
     if isinstance(result, Outcome):
         study.tell(number, result)
         return Decision.FINISH

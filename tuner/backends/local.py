@@ -31,6 +31,7 @@ class LocalBackend:
     def run(self, config: SweepConfig, folder: Path, study: StudyVerbs) -> None:
         """Work until the study gives out no more trials."""
         worker = self._build(config, folder)
+        worker.listen(lambda: study.is_interrupted)
         while (spec := study.ask()) is not None:
             _run_trial(worker, study, spec)
         worker.close()

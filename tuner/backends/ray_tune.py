@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import pkgutil
-import shutil
+import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -20,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
+from ray.experimental import internal_kv
 from ray.tune.error import TuneError
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -30,10 +35,11 @@ from tuner.trial import Decision, FailReason, Inspection, Metrics, Outcome, Tria
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
-    from ray.tune.experiment import Trial
 
     from tuner.config import ResourcesConfig, SweepConfig
 
+INTERRUPT_POLL_S = 1.0
+"""How often a worker asks whether it is to stop."""
 RESULT = "result"
 """Key of what a worker brought, in the result that goes through Ray."""
 
@@ -79,29 +85,34 @@ class RayBackend:
         concurrency = _concurrency(config.resources)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrency)
         verbs, trials = _Remembering(study), _Trials()
-        scratch = folder / ".ray_tune"
-        shutil.rmtree(scratch, ignore_errors=True)  # of a driver that was killed
-        with _logging(config, folder, study) as callbacks:
+        interruption = _Interruption(f"tuner:{uuid.uuid4().hex}")
+        # Tune's own notes, which nobody reads: not in the sweep's folder, whose disk may be full
+        with _logging(config, folder, study) as callbacks, tempfile.TemporaryDirectory(prefix="tuner-") as scratch:
             tuner = tune.Tuner(
                 tune.with_resources(TrialActor, _placement(config)),
-                param_space={"worker": self._worker, "config": config, "folder": str(folder)},
+                param_space={
+                    "worker": self._worker,
+                    "config": config,
+                    "folder": str(folder),
+                    "interruption": interruption,
+                },
                 tune_config=tune.TuneConfig(
                     search_alg=_StudySearcher(verbs, trials),
-                    scheduler=_StudyScheduler(verbs, trials),
+                    scheduler=_StudyScheduler(verbs, trials, interruption),
                     num_samples=-1,
                     max_concurrent_trials=concurrency,
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
                     name="tune",
-                    storage_path=str(scratch),
+                    storage_path=scratch,
                     verbose=0,
                     callbacks=callbacks,
                     failure_config=tune.FailureConfig(max_failures=config.resources.max_worker_restarts),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # workers keep their own
                 ),
             )
-            _fit(tuner, verbs, scratch)
+            _fit(tuner, verbs)
 
     def close(self) -> None:
         """Leave the cluster; one of our own goes down."""
@@ -139,8 +150,15 @@ class _Remembering:
         return self._study.is_over
 
     @property
+    def is_interrupted(self) -> bool:
+        return self._study.is_interrupted
+
+    @property
     def records(self) -> tuple[TrialRecord, ...]:
         return self._study.records
+
+    def interrupt(self, problem: str) -> None:
+        self._study.interrupt(problem)
 
     def ask(self) -> TrialSpec | None:
         with self._remembering():
@@ -163,6 +181,33 @@ class _Remembering:
             raise
 
 
+class _Interruption:
+    """Whether workers are to stop, told through the cluster's own key-value store, which every node can reach.
+
+    Args:
+        key: Names the sweep's run.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._is_set = False
+        self._asked_s = -math.inf
+
+    def set(self) -> None:
+        """Have all workers stop after their step."""
+        if not self._is_set:
+            internal_kv._internal_kv_put(self._key, b"1")  # noqa: SLF001 -- Ray's libraries use it, there is no other name
+            self._is_set = True
+
+    def is_set(self) -> bool:
+        """On a worker: the answer, at most so many seconds old."""
+        now_s = time.monotonic()
+        if not self._is_set and now_s - self._asked_s > INTERRUPT_POLL_S:
+            self._is_set = bool(internal_kv._internal_kv_exists(self._key))  # noqa: SLF001 -- as above
+            self._asked_s = now_s
+        return self._is_set
+
+
 class TrialActor(tune.Trainable):
     """A worker process: keeps its worker, and so its base model, from trial to trial."""
 
@@ -170,6 +215,7 @@ class TrialActor(tune.Trainable):
         """Build the worker and start the first trial."""
         factory = pkgutil.resolve_name(config["worker"])
         self._worker: TrialWorker = factory(config["config"], Path(config["folder"]))
+        self._worker.listen(config["interruption"].is_set)
         self._worker.start(config["spec"])
 
     def step(self) -> dict[str, Any]:
@@ -227,10 +273,21 @@ class _StudySearcher(Searcher):
 class _StudyScheduler(FIFOScheduler):
     """Passes results on to `report` and `tell`."""
 
-    def __init__(self, study: StudyVerbs, trials: _Trials) -> None:
+    def __init__(self, study: StudyVerbs, trials: _Trials, interruption: _Interruption) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._study = study
         self._trials = trials
+        self._interruption = interruption
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """Tune asks this in each round: after an interruption workers are told, and those who wait for a place wait no more."""
+        if not self._study.is_interrupted:
+            return super().choose_trial_to_run(tune_controller)
+        self._interruption.set()
+        for trial in tune_controller.get_live_trials():  # type: ignore[no-untyped-call]
+            if trial.status == Trial.PENDING:
+                tune_controller.stop_trial(trial)  # type: ignore[no-untyped-call]
+        return None
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         decision = hand_in(self._study, self._trials.numbers[trial.trial_id], result[RESULT])
@@ -244,15 +301,13 @@ class _StudyScheduler(FIFOScheduler):
         )
 
 
-def _fit(tuner: tune.Tuner, verbs: _Remembering, scratch: Path) -> None:
+def _fit(tuner: tune.Tuner, verbs: _Remembering) -> None:
     try:
         tuner.fit()
     except TuneError:
         if verbs.error:
             raise verbs.error from None
         raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _inspect(worker: str, config: SweepConfig) -> Inspection:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.backends import StudyVerbs, TrialWorker, hand_in
-from tuner.trial import Decision, Inspection, Metrics, Outcome, TrialSpec
+from tuner.trial import Decision, Inspection, Metrics, Result, TrialSpec
 
 if TYPE_CHECKING:
     from tuner.config import SweepConfig
@@ -31,7 +31,7 @@ class SimulatedBackend:
 
     build: Callable[[SweepConfig, Path | None], TrialWorker]
     num_workers: int
-    cost_s: Callable[[Metrics | None, Metrics | Outcome], float] = field(default_factory=lambda: _train_s)
+    cost_s: Callable[[Metrics | None, Result], float] = field(default_factory=lambda: _train_s)
     now_s: float = 0.0
     """The clock."""
 
@@ -42,7 +42,7 @@ class SimulatedBackend:
     def run(self, config: SweepConfig, folder: Path, study: StudyVerbs) -> None:
         """Work until the study gives out no more trials and all that were given out are told."""
         free = [_Slot(self.build(config, folder)) for _ in range(self.num_workers)]
-        busy: list[tuple[float, int, _Slot, Metrics | Outcome]] = []
+        busy: list[tuple[float, int, _Slot, Result]] = []
         order = itertools.count()
         while True:
             while free and (spec := study.ask()) is not None:
@@ -60,7 +60,7 @@ class SimulatedBackend:
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _advanced(self, slot: _Slot, place: int) -> tuple[float, int, _Slot, Metrics | Outcome]:
+    def _advanced(self, slot: _Slot, place: int) -> tuple[float, int, _Slot, Result]:
         """The slot's next report: when it comes, and its place among equals."""
         before = slot.last
         result = slot.advance()
@@ -79,13 +79,13 @@ class _Slot:
         self._worker.start(spec)
         self.number, self.last = spec.number, None
 
-    def advance(self) -> Metrics | Outcome:
+    def advance(self) -> Result:
         result = self._worker.advance()
         self.last = result if isinstance(result, Metrics) else self.last
         return result
 
 
-def _train_s(before: Metrics | None, now: Metrics | Outcome) -> float:
+def _train_s(before: Metrics | None, now: Result) -> float:
     """Seconds of training and evaluation between two reports; a failure comes at once."""
     if not isinstance(now, Metrics):
         return 0.0

@@ -1,11 +1,17 @@
-"""A trial's state on disk after each rung, so that it goes on elsewhere after a fault. Runs on the worker.
+"""A trial's state on disk, so that it goes on elsewhere after a fault. Runs on the worker.
 
-checkpoints/trial-0007/rung-000060/state.pt     weights trained, optimizer, schedule, metrics
-                                   adapter/     PEFT's own format, after the last rung
+checkpoints/trial-0007/step-000060/state.pt         weights trained, optimizer, schedule, progress, the last report
+                                   adapter/         PEFT's own format, after the last rung
+                                   checksums.json   SHA-256 of each file of these
+
+The state after the rung before stays too: where the newest turns out to be damaged, the trial goes back to that.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,42 +20,85 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from tuner.trial import Metrics
     from tuner.worker.training import TrialRun
+
+CHECKSUMS = "checksums.json"
+NUM_KEPT = 2
+LEAST_FREE_BYTES = 2**20
+"""With less, a write that failed is taken to have failed for lack of room, whatever the library calls it."""
 
 
 def save_checkpoint(run: TrialRun, folder: Path, *, with_adapter: bool) -> None:
-    """Write the state after the rung just reached; a kill at any moment leaves the older or the newer one whole.
+    """Write a run's state; a kill at any moment leaves the older or the newer one whole.
 
     Args:
-        run: Has reported at least once.
+        run: Is between two steps.
         folder: The trial's own.
         with_adapter: Write the adapter in PEFT's format too.
     """
-    assert run.metrics is not None  # noqa: S101 -- saved after a rung only
-    final = folder / f"rung-{run.metrics.steps:06d}"
+    final = folder / f"step-{run.steps:06d}"
     partial = folder / f"{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    torch.save(run.state_dict(), partial / "state.pt")
-    if with_adapter:
-        run.adapted.save(partial / "adapter")
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    for older in _rungs(folder)[:-1]:
+    try:
+        torch.save(run.state_dict(), partial / "state.pt")
+        if with_adapter:
+            run.adapted.save(partial / "adapter")
+        (partial / CHECKSUMS).write_text(json.dumps(_digests(partial)), encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # half of it is of no use, and may be what fills the disk
+    for older in _saved(folder)[:-NUM_KEPT]:
         shutil.rmtree(older)
 
 
-def restore_checkpoint(run: TrialRun, folder: Path) -> Metrics | None:
-    """Bring a fresh run to the newest rung on disk; None where there is none."""
-    rungs = _rungs(folder)
-    if not rungs:
-        return None
-    return run.load_state_dict(torch.load(rungs[-1] / "state.pt", weights_only=True))
+def restore_checkpoint(run: TrialRun, folder: Path) -> tuple[str, ...]:
+    """Bring a fresh run to the newest state on disk that is whole; it stays fresh where there is none.
+
+    Returns:
+        What people should know: states that were damaged. These are removed.
+    """
+    remarks = []
+    for saved in reversed(_saved(folder)):
+        if (problem := damage(saved)) is None:
+            run.load_state_dict(torch.load(saved / "state.pt", weights_only=True))
+            break
+        shutil.rmtree(saved)
+        remarks.append(f"the checkpoint of {saved.name.replace('-', ' ')} was damaged ({problem})")
+    return tuple(f"{remark}; went on from step {run.steps}" for remark in remarks)
 
 
-def _rungs(folder: Path) -> list[Path]:
+def is_full(error: Exception, folder: Path) -> bool:
+    """Whether something could not be written because the disk or a quota is full."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return True
+    return shutil.disk_usage(folder).free < LEAST_FREE_BYTES
+
+
+def damage(saved: Path) -> str | None:
+    """What is wrong with a checkpoint; None where it is what was written."""
+    try:
+        wanted = json.loads((saved / CHECKSUMS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{CHECKSUMS} can't be read"
+    there = _digests(saved)
+    differing = sorted(name for name in {*wanted, *there} if wanted.get(name) != there.get(name))
+    return f"{', '.join(differing)} not as written" if differing else None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    return {str(path.relative_to(folder)): _sha256(path) for path in files}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _saved(folder: Path) -> list[Path]:
     """Whole checkpoints, by rising steps."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if re.fullmatch(r"rung-\d{6,}", path.name))
+    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{6,}", path.name))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tuner.worker.model import BaseModel
 
 Watch = Callable[[], contextlib.AbstractContextManager[None]]
+Watched = tuple[Batch, contextlib.AbstractContextManager[None]]
+"""A batch, and what is put around its forward pass."""
 Floats = npt.NDArray[np.float64]
 Statistic = Callable[[npt.NDArray[np.int64]], float]
 """A metric over some of the examples, given by their places."""
@@ -146,6 +148,7 @@ def evaluate(
     batches: Sequence[Batch],
     choices: Choices | None = None,
     watch: Watch = contextlib.nullcontext,
+    beat: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluate, and leave the model in training mode or not as it was.
 
@@ -155,16 +158,18 @@ def evaluate(
         batches: At least one; the last is the largest.
         choices: Measure the choice accuracy too.
         watch: Put around the last batch, to measure its memory.
+        beat: Called before each batch.
     """
     was_training = model.training
     model.eval()
     if batches[0].labels.dim() == 1:
-        result = _classified(base, model, batches, watch)
+        result = _classified(base, model, _each(batches, watch, beat))
     else:
-        examined = _examined(base, model, batches, watch)
+        examined = _examined(base, model, _each(batches, watch, beat))
         is_chosen = None
         if choices is not None:
-            is_chosen = chosen_right(_examined(base, model, choices.batches, contextlib.nullcontext), choices)
+            asked = _examined(base, model, _each(choices.batches, contextlib.nullcontext, beat))
+            is_chosen = chosen_right(asked, choices)
         result = completed(examined, is_chosen)
     model.train(was_training)
     return result
@@ -264,10 +269,16 @@ def _exp(loss: float) -> float:
     return math.exp(min(loss, 700))
 
 
-def _classified(base: BaseModel, model: nn.Module, batches: Sequence[Batch], watch: Watch) -> Evaluation:
-    predicted, right, loss = [], [], 0.0
+def _each(batches: Sequence[Batch], watch: Watch, beat: Callable[[], None]) -> Iterator[Watched]:
     for index, batch in enumerate(batches):
-        with watch() if index == len(batches) - 1 else contextlib.nullcontext():
+        beat()
+        yield batch, watch() if index == len(batches) - 1 else contextlib.nullcontext()
+
+
+def _classified(base: BaseModel, model: nn.Module, batches: Iterable[Watched]) -> Evaluation:
+    predicted, right, loss = [], [], 0.0
+    for batch, watching in batches:
+        with watching:
             logits_BC = forward(base, model, batch).float()
         predicted.append(logits_BC.argmax(-1).cpu().numpy())
         right.append(batch.labels.cpu().numpy())
@@ -281,10 +292,10 @@ def _classified(base: BaseModel, model: nn.Module, batches: Sequence[Batch], wat
     return Evaluation(scores=scores, loss=loss / len(real), statistics=statistics, num_examples=len(real))
 
 
-def _examined(base: BaseModel, model: nn.Module, batches: Sequence[Batch], watch: Watch) -> Examined:
+def _examined(base: BaseModel, model: nn.Module, batches: Iterable[Watched]) -> Examined:
     found = []
-    for index, batch in enumerate(batches):
-        with watch() if index == len(batches) - 1 else contextlib.nullcontext():
+    for batch, watching in batches:
+        with watching:
             logits_BTV = forward(base, model, batch)
             found.append(row_sums(logits_BTV, batch.labels).cpu().numpy())
     columns = np.concatenate(found, axis=1)

@@ -10,6 +10,7 @@ import os
 import platform
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +19,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tuner.trial import Baseline, FailReason, Metrics, Outcome, Span, TrialSpec, TrialState, folder_name
+from tuner.trial import (
+    Baseline,
+    FailReason,
+    Interruption,
+    Metrics,
+    Outcome,
+    Result,
+    Span,
+    TrialSpec,
+    TrialState,
+    folder_name,
+)
 from tuner.worker.batches import evaluation_batches, evaluation_order
-from tuner.worker.checkpoint import restore_checkpoint, save_checkpoint
+from tuner.worker.checkpoint import is_full, restore_checkpoint, save_checkpoint
 from tuner.worker.data import Splits, load_splits
 from tuner.worker.evaluation import Choices
 from tuner.worker.inspection import inspect_sweep
 from tuner.worker.model import BaseModel, load_base
+from tuner.worker.pulse import HUNG, Pulse, hang_remarks, second_hang
 from tuner.worker.token_files import Scored, Tokenized
 from tuner.worker.tokens import tokenize_splits
 from tuner.worker.training import ScoringData, TrainingData, TrialRun
@@ -50,6 +63,9 @@ class Worker:
         self._loaded: Loaded | None = None
         self._spec: TrialSpec | None = None
         self._run: TrialRun | None = None
+        self._remarks: tuple[str, ...] = ()
+        is_alone = config.resources.backend != "local"  # to end a process that the driver shares would end the sweep
+        self._pulse = Pulse(config.resources.heartbeat_limit_s if is_alone else None)
         torch.set_num_threads(max(1, int(config.resources.cpus_per_trial)))
         if folder is not None:
             _log_to(folder / "logs" / f"worker-{platform.node()}-{os.getpid()}.log")
@@ -58,18 +74,23 @@ class Worker:
         """Look at model and data; train nothing."""
         return inspect_sweep(self._config)
 
+    def listen(self, is_interrupted: Callable[[], bool]) -> None:
+        """From now on ask this between steps: where it says so, the trial's state is saved and `advance` returns."""
+        self._pulse.is_interrupted = is_interrupted
+
     def start(self, spec: TrialSpec) -> None:
         """Make a trial the current one; what the one before left behind is gone."""
         self.close()
         self._spec = spec
 
-    def advance(self) -> Metrics | Outcome:
+    def advance(self) -> Result:
         """Bring the current trial to its next rung.
 
         A trial that has a checkpoint first repeats its last report, for the driver may not have heard it.
 
         Returns:
-            Metrics, or the outcome FAIL: what goes wrong in a trial is data.
+            Metrics; the outcome FAIL, for what goes wrong in a trial is data; an interruption if one was asked for, or if
+            the disk is full.
         """
         assert self._spec is not None  # noqa: S101 -- start() comes first
         try:
@@ -78,7 +99,7 @@ class Worker:
             result = _failure(error)
             log.exception("%s failed", self._spec.label)
             self._forget()
-        if isinstance(result, Outcome):
+        if not isinstance(result, Metrics):
             self.close()
         return result
 
@@ -93,34 +114,72 @@ class Worker:
                 self._loaded = None
         _free_memory()
 
-    def _advance(self, spec: TrialSpec) -> Metrics | Outcome:
+    def _advance(self, spec: TrialSpec) -> Result:
+        if self._pulse.is_interrupted():  # before minutes go by in loading a base
+            return Interruption(steps=self._run.steps if self._run else 0)
         begun_s = time.time()
-        if spec.scores is not None:
-            return _timed(self._score(spec, spec.scores), begun_s)
-        checkpoint = self._folder / "checkpoints" / folder_name(spec.number) if self._folder else None
-        if self._run is None:
-            loaded = self._load(base_for(self._config, spec))
-            self._run = TrialRun(loaded.base, loaded.data, spec, self._config)
-            log.info("%s: %s", spec.label, spec)
-            if checkpoint and (metrics := restore_checkpoint(self._run, checkpoint)):
-                log.info("%s goes on from step %d", spec.label, metrics.steps)
-                return metrics
-        result = _timed(self._run.advance(self._next_rung(spec, self._run)), begun_s)
+        place = self._folder / "checkpoints" / folder_name(spec.number) if self._folder else None
+        run = self._run
+        if run is None:
+            if place and (hung := second_hang(place)):
+                return Outcome(state=TrialState.FAIL, reason=FailReason.HUNG, detail=hung)
+            run = self._run = self._begun(spec, place)
+            if run.metrics is not None:
+                return self._told(run.metrics, begun_s)
+        with self._pulse.watching(place / HUNG if place else None):
+            result = self._worked_on(spec, run)
+        if isinstance(result, Outcome):
+            return result
         if isinstance(result, Metrics):
-            self._run.metrics = result
-        if checkpoint and isinstance(result, Metrics) and spec.baseline is None:
-            is_last = result.steps == self._config.training.max_steps
-            save_checkpoint(self._run, checkpoint, with_adapter=is_last)
+            result = run.metrics = self._told(result, begun_s)
+        if place is None or spec.baseline is not None or spec.scores is not None:
+            return result
+        return self._saved(run, result, place)
+
+    def _begun(self, spec: TrialSpec, place: Path | None) -> TrialRun:
+        """The trial's run, brought to where it was."""
+        log.info("%s: %s", spec.label, spec)
+        loaded = self._load(base_for(self._config, spec))
+        run = TrialRun(loaded.base, loaded.data, spec, self._config, self._adapter(spec))
+        if place is not None:
+            self._remarks = (*hang_remarks(place), *restore_checkpoint(run, place))
+        for remark in self._remarks:
+            log.warning("%s: %s", spec.label, remark)
+        if run.steps:
+            log.info("%s goes on from step %d", spec.label, run.steps)
+        return run
+
+    def _worked_on(self, spec: TrialSpec, run: TrialRun) -> Result:
+        if spec.scores is not None:
+            return run.score(self._pulse)
+        return run.advance(self._next_rung(spec, run), self._pulse)
+
+    def _saved(self, run: TrialRun, result: Metrics | Interruption, place: Path) -> Metrics | Interruption:
+        """Keep what was reached; what can't be kept was not reached."""
+        is_last = run.steps == self._config.training.max_steps and isinstance(result, Metrics)
+        try:
+            save_checkpoint(run, place, with_adapter=is_last)
+        except (OSError, RuntimeError) as error:  # torch has an error of its own for a file that can't be written
+            if not is_full(error, place.parent):
+                raise
+            return Interruption(steps=run.steps, problem=f"no space left for {place}")
         return result
 
-    def _score(self, spec: TrialSpec, number: int) -> Metrics | Outcome:
-        """Score a kept adapter."""
+    def _told(self, metrics: Metrics, begun_s: float) -> Metrics:
+        """With where and when it was worked out, and what befell the trial."""
+        remarks = tuple(dict.fromkeys((*metrics.remarks, *self._remarks)))
+        self._remarks = ()
+        worker = f"{platform.node()}-{os.getpid()}"
+        span = metrics.span or Span(worker=worker, begun_s=begun_s, ended_s=time.time())
+        return dataclasses.replace(metrics, remarks=remarks, span=span)
+
+    def _adapter(self, spec: TrialSpec) -> Path | None:
+        """A kept adapter, where one is to be scored."""
+        if spec.scores is None:
+            return None
         if self._folder is None:
             raise FileNotFoundError("no adapter is kept without a sweep folder")
-        loaded = self._load(base_for(self._config, spec))
-        adapter = self._folder / "adapters" / folder_name(number)
-        self._run = TrialRun(loaded.base, loaded.data, spec, self._config, adapter)
-        return self._run.score()
+        return self._folder / "adapters" / folder_name(spec.scores)
 
     def _next_rung(self, spec: TrialSpec, run: TrialRun) -> int:
         if spec.baseline is Baseline.ZERO_SHOT:
@@ -211,14 +270,6 @@ def _scoring_data(scored: Scored, *, batch_size: int, base: BaseModel) -> Scorin
 def _order(tokens: Tokenized, batch_size: int) -> npt.NDArray[np.int64]:
     """Which example each row of an evaluation is."""
     return np.array([index for chunk in evaluation_order(tokens, batch_size) for index in chunk], dtype=np.int64)
-
-
-def _timed(result: Metrics | Outcome, begun_s: float) -> Metrics | Outcome:
-    """With where and when it was worked out."""
-    if isinstance(result, Outcome):
-        return result
-    worker = f"{platform.node()}-{os.getpid()}"
-    return dataclasses.replace(result, span=Span(worker=worker, begun_s=begun_s, ended_s=time.time()))
 
 
 def _free_memory() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,9 @@ class SyntheticWorker:
             majority_share=0.5,
             model=synthetic_model(self._config.search.space),
         )
+
+    def listen(self, is_interrupted: Callable[[], bool]) -> None:
+        """A rung takes no time: there is nothing to stop in the midst of."""
 
     def start(self, spec: TrialSpec) -> None:
         """Begin at step 0."""

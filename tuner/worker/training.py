@@ -19,11 +19,24 @@ from bitsandbytes.optim.adamw import PagedAdamW8bit
 from transformers import get_scheduler
 
 from tuner.lora import Init
-from tuner.trial import Baseline, FailReason, HeldOut, MemoryKind, Metrics, Outcome, Span, TrialSpec, TrialState
+from tuner.trial import (
+    Baseline,
+    FailReason,
+    HeldOut,
+    Interruption,
+    MemoryKind,
+    Metrics,
+    Outcome,
+    Result,
+    Span,
+    TrialSpec,
+    TrialState,
+)
 from tuner.worker.adapters import Adapted, attach, attach_nothing, attach_saved
 from tuner.worker.batches import Batch, BatchOrder, collate, collate_packed
 from tuner.worker.evaluation import Choices, Evaluation, evaluate, forward, num_learned, summed_loss
 from tuner.worker.memory import CpuPeak, CudaPeak, PeakMeter, empty_cache
+from tuner.worker.pulse import UNWATCHED, Pulse
 from tuner.worker.starts import NUM_EVA_BATCHES
 from tuner.worker.token_files import Tokenized
 
@@ -101,58 +114,73 @@ class TrialRun:
         if config.training.gradient_checkpointing:
             use_checkpointing(base.model)
         self._memory = self._build_meter()
-        self._steps, self._tokens, self._train_s = 0, 0, 0.0
+        self.steps = 0
+        """Optimizer steps done."""
+        self._tokens, self._train_s = 0, 0.0
         self._losses: list[float] = []
         self.metrics: Metrics | None = None
+        """The last report."""
 
-    def advance(self, steps: int) -> Metrics | Outcome:
+    def advance(self, steps: int, pulse: Pulse = UNWATCHED) -> Result:
         """Train up to a rung and evaluate.
 
         Args:
             steps: The rung, above the steps done so far.
+            pulse: Beats at each step, and may ask to stop after one.
 
         Returns:
-            Metrics, or a FAIL outcome as soon as a loss is not finite.
+            Metrics; a FAIL outcome as soon as a loss is not finite; an interruption where it was asked for.
         """
         start_s = time.perf_counter()
-        largest = self._largest_step(steps)
-        self.adapted.model.train()
-        self._losses = []
-        while self._steps < steps:
-            loss = self._watched_step() if self._steps == largest else self._step()
-            if not math.isfinite(loss):
-                return self._not_finite(f"training loss {loss} at step {self._steps}")
-            self._losses.append(loss)
+        stopped = self._train(steps, pulse)
+        if stopped is not None:
+            self._train_s += time.perf_counter() - start_s
+            return stopped
         # an evaluation's logits fit into no block of a training step: without this both would stay reserved
         empty_cache(self._base.device)
-        scored = self._evaluated(self._data.validation)
+        scored = self._evaluated(self._data.validation, pulse)
         empty_cache(self._base.device)
         self._train_s += time.perf_counter() - start_s
         if not math.isfinite(scored.loss):
-            return self._not_finite(f"validation loss {scored.loss} after step {self._steps}")
-        self.metrics = self._measured(scored)
+            return self._not_finite(f"validation loss {scored.loss} after step {self.steps}")
+        metrics = self._measured(scored)
         if self._spec.sees_test and self._is_last:
-            self.metrics = dataclasses.replace(self.metrics, held_out=self._held_out())
-        return self.metrics
+            metrics = dataclasses.replace(metrics, held_out=self._held_out(pulse))
+        self.metrics, self._losses = metrics, []
+        return metrics
 
-    def score(self) -> Metrics | Outcome:
+    def score(self, pulse: Pulse = UNWATCHED) -> Result:
         """Score the adapter as it is, as after the last rung."""
-        self._steps = self._config.max_steps
-        return self.advance(self._steps)
+        self.steps = self._config.max_steps
+        return self.advance(self.steps, pulse)
+
+    def _train(self, steps: int, pulse: Pulse) -> Outcome | Interruption | None:
+        """Train up to a rung; returns what keeps it from getting there."""
+        largest = self._largest_step(steps)
+        self.adapted.model.train()
+        while self.steps < steps:
+            if pulse.is_interrupted():
+                return Interruption(steps=self.steps)
+            pulse.beat()
+            loss = self._watched_step() if self.steps == largest else self._step()
+            if not math.isfinite(loss):
+                return self._not_finite(f"training loss {loss} at step {self.steps}")
+            self._losses.append(loss)
+        return None
 
     @property
     def _is_last(self) -> bool:
-        return self._steps == self._config.max_steps or self._spec.baseline is Baseline.ZERO_SHOT
+        return self.steps == self._config.max_steps or self._spec.baseline is Baseline.ZERO_SHOT
 
-    def _evaluated(self, data: ScoringData) -> Evaluation:
-        return evaluate(self._base, self.adapted.model, data.batches, data.choices, self._memory.watch)
+    def _evaluated(self, data: ScoringData, pulse: Pulse) -> Evaluation:
+        return evaluate(self._base, self.adapted.model, data.batches, data.choices, self._memory.watch, pulse.beat)
 
-    def _held_out(self) -> HeldOut | None:
+    def _held_out(self, pulse: Pulse) -> HeldOut | None:
         """Scores on the test data; None where there is none."""
         data = self._data.build_test()
         if not data.batches:
             return None
-        scored = self._evaluated(data)
+        scored = self._evaluated(data, pulse)
         score = scored.scores[self._metric]
         return HeldOut(
             accuracy=score.value,
@@ -169,7 +197,7 @@ class TrialRun:
     def _measured(self, scored: Evaluation) -> Metrics:
         score = scored.scores[self._metric]
         return Metrics(
-            steps=self._steps,
+            steps=self.steps,
             tokens=self._tokens,
             train_s=round(self._train_s, 3),
             accuracy=score.value,
@@ -186,27 +214,35 @@ class TrialRun:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a run in another process needs to go on from the rung just reached; only tensors and plain values."""
-        metrics = self.metrics
-        assert metrics is not None  # noqa: S101 -- there is no state worth keeping before the first rung
+        """All that a run in another process needs to go on from here; only tensors and plain values."""
+        progress = {
+            "steps": self.steps,
+            "tokens": self._tokens,
+            "train_s": self._train_s,
+            "losses": self._losses,
+            "peak_bytes": self._memory.peak_bytes(),
+            "reserved_bytes": self._memory.reserved_bytes(),
+        }
         return {
             "trainable": {name: parameter.detach() for name, parameter in self.adapted.trainable().items()},
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
-            "metrics": _plain(metrics),
+            "progress": progress,
+            "metrics": None if self.metrics is None else _plain(self.metrics),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> Metrics:
-        """Go on from a state that `state_dict` gave after a rung; returns that rung's metrics."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that `state_dict` gave; `metrics` is then the last report before it."""
         with torch.no_grad():
             for name, parameter in self.adapted.trainable().items():
                 parameter.copy_(state["trainable"][name])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
-        self.metrics = _metrics_of(state["metrics"])
-        self._steps, self._tokens, self._train_s = self.metrics.steps, self.metrics.tokens, self.metrics.train_s
-        self._memory.at_least(self.metrics.peak_memory_bytes, self.metrics.peak_reserved_bytes)
-        return self.metrics
+        self.metrics = None if state["metrics"] is None else _metrics_of(state["metrics"])
+        progress = state["progress"]
+        self.steps, self._tokens, self._train_s = progress["steps"], progress["tokens"], progress["train_s"]
+        self._losses = list(progress["losses"])
+        self._memory.at_least(progress["peak_bytes"], progress["reserved_bytes"])
 
     def close(self) -> None:
         """Leave the base as it was; full fine-tuning can't, its base must be loaded anew."""
@@ -235,7 +271,7 @@ class TrialRun:
 
     def _largest_step(self, until: int) -> int:
         """The step before `until` with the largest batch; not the very first, which has no optimizer state yet."""
-        steps = range(max(self._steps, min(1, until - 1)), until)
+        steps = range(max(self.steps, min(1, until - 1)), until)
         return max(steps, key=lambda step: max(map(self._order.padded_tokens, self._batches_of(step))), default=-1)
 
     def _batches_of(self, step: int) -> range:
@@ -258,14 +294,14 @@ class TrialRun:
 
         The mean is over all that the step's batches teach, so that accumulating gives what one large batch would.
         """
-        batches = {index: self._batch(index) for index in self._batches_of(self._steps)}
+        batches = {index: self._batch(index) for index in self._batches_of(self.steps)}
         count = sum(map(num_learned, batches.values()))
         loss = sum(self._backward(batch, index, count) for index, batch in batches.items())
         torch.nn.utils.clip_grad_norm_(self._trainable, self._config.max_grad_norm)
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._steps += 1
+        self.steps += 1
         self._tokens += sum(batch.num_tokens for batch in batches.values())
         return float(loss)
 
@@ -338,7 +374,7 @@ def _metrics_of(kept: Mapping[str, Any]) -> Metrics:
         "held_out": HeldOut(**held_out) if held_out else None,
         "span": Span(**span) if span else None,
     }
-    return Metrics(**{**kept, **whole})
+    return Metrics(**{**kept, **whole, "remarks": tuple(kept["remarks"])})
 
 
 def _mixed(seed: int, index: int) -> int:

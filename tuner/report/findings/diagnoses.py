@@ -34,6 +34,8 @@ MIN_TESTED = 3
 """Trials that a test needs on either side; with fewer the best of each side are compared."""
 LEVEL = 0.05
 """Of tests."""
+MOST_FAULTS = 5
+"""That are told one by one."""
 MOST_EXAMPLES = 200_000
 """Trials that more examples than this would be needed for are as good as equal."""
 
@@ -50,6 +52,7 @@ class Kind(enum.StrEnum):
     NOTHING_LEARNED = "Nothing learned"
     FLATTERED = "Validation score flattered"
     SEEDS = "Seeds move more than choices"
+    FAULTS = "Faults on the way"
 
 
 _LEAST = {Kind.RANK_AT_EDGE: 1}
@@ -189,6 +192,23 @@ def moved_by_seeds(seen: Seen) -> Iterator[Diagnosis]:
                 f"trials {numbers} can't be told apart (one-way ANOVA, p = {p:.2g})."
             ),
             advice="Weigh cost before these scores, or raise confirm.seeds.",
+        )
+
+
+def faults(seen: Seen) -> Iterator[Diagnosis]:
+    """What befell trials and left their results as they are: damaged checkpoints, processes that hung."""
+    told = [
+        f"trial {record.number}, by step {metrics.steps}: {remark}"
+        for record in seen.trials
+        for metrics in record.curve
+        for remark in metrics.remarks
+    ]
+    if told:
+        more = f"; and {len(told) - MOST_FAULTS} more" if len(told) > MOST_FAULTS else ""
+        yield Diagnosis(
+            kind=Kind.FAULTS,
+            evidence=f"{'; '.join(told[:MOST_FAULTS])}{more}.",
+            advice="The results are those of a sweep without faults. Should it happen often, look at workers' logs and disks.",
         )
 
 

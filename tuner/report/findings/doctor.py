@@ -18,6 +18,7 @@ CHECKS = (
     diagnoses.flattered,
     diagnoses.moved_by_seeds,
     diagnoses.too_few_examples,
+    diagnoses.faults,
 )
 
 

@@ -1,0 +1,37 @@
+"""A real worker whose trial 0 stops making steps in its second rung, as often as `hangs` beside the sweep's folder says."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuner.worker import training
+from tuner.worker.host import Worker
+
+if TYPE_CHECKING:
+    from tuner.config import SweepConfig
+
+
+def hang_for_ever() -> None:
+    """As a lock does that nobody gives back."""
+    threading.Event().wait()
+
+
+class HangingWorker(Worker):
+    """Hangs, in a step."""
+
+    def __init__(self, config: SweepConfig, folder: Path | None) -> None:
+        super().__init__(config, folder)
+        if folder is None:
+            return
+        marker, whole = folder.parent / "hangs", training.TrialRun._step
+
+        def step(run: training.TrialRun) -> float:
+            left = int(marker.read_text())
+            if run._spec.number == 0 and run.steps == 3 and left:
+                marker.write_text(str(left - 1))
+                hang_for_ever()
+            return whole(run)
+
+        training.TrialRun._step = step  # type: ignore[method-assign]
