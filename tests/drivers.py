@@ -70,7 +70,16 @@ class Driver:
         """Its exit code; waits for it."""
         code = self._process.wait(WAIT_S)
         self._reader.join(WAIT_S)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         return code
+
+    def ended_within(self, limit_s: float | None) -> int | None:
+        """Its exit code; None if it has not ended in time."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(limit_s)
+            return self.ended()
+        return None
 
     def _read(self) -> None:
         assert self._process.stdout is not None

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuner.trial import Interruption, folder_name
 from tuner.worker.synthetic import SyntheticWorker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tuner.config import SweepConfig
-    from tuner.trial import Metrics, Outcome, TrialSpec
+    from tuner.trial import Metrics, Outcome, Result, TrialSpec
 
 
 class UnbuildableWorker(SyntheticWorker):
@@ -45,3 +50,55 @@ class DyingWorker(SyntheticWorker):
                 marker.write_text(str(deaths - 1))
                 os._exit(1)
         return super().advance()
+
+
+class SteppingWorker(SyntheticWorker):
+    """Takes its time for each step and leaves a checkpoint at each rung, as the real one does, but needs no torch.
+
+    It notes each rung that it has kept in `reached` beside the sweep's folder: one line each, whichever process it is.
+    """
+
+    STEP_S = 0.03
+
+    def __init__(self, config: SweepConfig, folder: Path | None) -> None:
+        super().__init__(config, folder)
+        self._folder = folder
+        self._is_interrupted: Callable[[], bool] = lambda: False
+        self._is_begun = False
+
+    def listen(self, is_interrupted: Callable[[], bool]) -> None:
+        self._is_interrupted = is_interrupted
+
+    def start(self, spec: TrialSpec) -> None:
+        super().start(spec)
+        self._is_begun = False
+
+    def advance(self) -> Result:
+        assert self._folder is not None
+        assert self._spec is not None
+        if self._spec.scores is not None:
+            return super().advance()
+        kept = self._folder / "checkpoints" / folder_name(self._spec.number) / "steps.json"
+        if not self._is_begun and kept.is_file():
+            last = json.loads(kept.read_text(encoding="utf-8"))
+            self._steps = max(rung for rung in (0, *self._config.rungs) if rung < last)
+            self._is_begun = True
+            return super().advance()  # once more: the driver may not have heard it
+        self._is_begun = True
+        for done in range(self._steps, next(rung for rung in self._config.rungs if rung > self._steps)):
+            if self._is_interrupted():
+                return Interruption(steps=done)
+            time.sleep(self.STEP_S)
+        metrics = super().advance()
+        self._keep(kept)
+        return metrics
+
+    def _keep(self, kept: Path) -> None:
+        assert self._folder is not None
+        assert self._spec is not None
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(".partial")
+        partial.write_text(json.dumps(self._steps), encoding="utf-8")
+        partial.replace(kept)
+        with (self._folder.parent / "reached").open("a", encoding="utf-8") as file:
+            file.write(f"{self._spec.number} {self._steps}\n")

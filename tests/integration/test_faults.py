@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 SPEC = make_spec(0, lora=make_lora(r=4), learning_rate=5e-3)
 ONE_BY_ONE = {"pruning.method": "none", "resources.max_concurrent_trials": 1}
-LONG = {"search.num_trials": 2, "training.max_steps": 400, "pruning.min_steps": 200}
+LONG = {"search.num_trials": 2, "training.max_steps": 96, "pruning.min_steps": 48}
 """Rungs that take long enough to be interrupted in."""
 
 
@@ -101,7 +101,7 @@ def interrupted_after(num_asked: int) -> Callable[[], bool]:
     return lambda: next(asked) >= num_asked
 
 
-@pytest.mark.parametrize("num_steps", [0, 1, 3, 5, 7])
+@pytest.mark.parametrize("num_steps", [0, 3, 5])
 def test_a_trial_that_was_interrupted_in_the_midst_of_a_rung_goes_on_from_that_step(
     tmp_path: Path, alone: list[Metrics], num_steps: int
 ) -> None:
@@ -139,15 +139,16 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[TrialRecord]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("backend", ["local", "ray"])
+@pytest.mark.parametrize(
+    ("backend", "sign"), [("local", signal.SIGINT), ("ray", signal.SIGINT), ("ray", signal.SIGTERM)]
+)
 def test_one_interrupt_finishes_the_step_saves_and_reports_and_the_sweep_goes_on_from_there(
     tmp_path: Path, unbroken: list[TrialRecord], backend: str, sign: signal.Signals
 ) -> None:
     out = tmp_path / "out"
     file = write_sweep(tmp_path, ONE_BY_ONE | LONG)
     with driving("run", str(file), "--out", str(out), "--backend", backend) as driver:
-        driver.wait_for("trial   0 · RUNNING  · step 200/400")
+        driver.wait_for("trial   0 · RUNNING  · step 48/96")
         driver.interrupt(sign)
         code = driver.ended()
 
@@ -157,8 +158,7 @@ def test_one_interrupt_finishes_the_step_saves_and_reports_and_the_sweep_goes_on
     assert "`tuner resume DIR` goes on from there" in driver.text
     assert "Traceback" not in driver.text
     assert (out / "report.html").is_file()
-    assert saved[0] == "step-000200"
-    assert 200 < int(saved[1].removeprefix("step-")) < 400
+    assert 48 <= int(saved[-1].removeprefix("step-")) < 96
     assert results(sweep.resume(out, backend="local").records) == unbroken
 
 
@@ -170,7 +170,7 @@ def test_two_interrupts_stop_at_once_and_the_sweep_can_be_resumed(
     out = tmp_path / "out"
     file = write_sweep(tmp_path, ONE_BY_ONE | LONG)
     with driving("run", str(file), "--out", str(out), "--backend", backend) as driver:
-        driver.wait_for("trial   0 · RUNNING  · step 200/400")
+        driver.wait_for("trial   0 · RUNNING  · step 48/96")
         driver.interrupt()
         driver.wait_for("finishing the steps under way")
         driver.interrupt()
@@ -187,7 +187,7 @@ def test_a_second_driver_is_refused_until_the_first_is_gone_however_it_went(
     out = tmp_path / "out"
     file = write_sweep(tmp_path, ONE_BY_ONE | LONG)
     with driving("run", str(file), "--out", str(out)) as first:
-        first.wait_for("trial   0 · RUNNING  · step 200/400")
+        first.wait_for("trial   0 · RUNNING  · step 48/96")
         with driving("resume", str(out)) as second:
             refused = second.ended()
         first.kill()
@@ -220,7 +220,7 @@ def test_a_full_disk_stops_the_sweep_with_the_reason_and_it_goes_on_when_there_i
     out = small_disk / "out"
     file = write_sweep(tmp_path, ONE_BY_ONE | LONG)
     with driving("run", str(file), "--out", str(out), "--backend", backend) as driver:
-        driver.wait_for("trial   0 · RUNNING  · step 200/400")
+        driver.wait_for("trial   0 · RUNNING  · step 48/96")
         ballast = fill(small_disk)
         code = driver.ended()
     ballast.unlink()

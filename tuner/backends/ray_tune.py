@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from tuner.config import ResourcesConfig, SweepConfig
 
-INTERRUPT_POLL_S = 1.0
+INTERRUPT_POLL_S = 0.25
 """How often a worker asks whether it is to stop."""
 RESULT = "result"
 """Key of what a worker brought, in the result that goes through Ray."""

@@ -163,6 +163,7 @@ class Worker:
             if not is_full(error, place.parent):
                 raise
             return Interruption(steps=run.steps, problem=f"no space left for {place}")
+        log.info("%s reached step %d", place.name, run.steps)
         return result
 
     def _told(self, metrics: Metrics, begun_s: float) -> Metrics:
