@@ -9,15 +9,15 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from tuner.errors import FolderError
+from tuner.journal_file import MEND, JournalFile, attribute_line, make_file, mend, wrong
 from tuner.prediction import Prediction
 from tuner.trial import Inspection, Metrics, Outcome, ParamValue, TrialRecord, TrialSpec, TrialState
 
@@ -40,6 +40,9 @@ _METRICS = TypeAdapter(Metrics)
 _OUTCOME = TypeAdapter(Outcome)
 _INSPECTION = TypeAdapter(Inspection)
 _PREDICTION = TypeAdapter(Prediction)
+_SECONDS = TypeAdapter(float)
+
+_Value = TypeVar("_Value")
 
 _OPTUNA_STATES = {
     TrialState.COMPLETE: optuna.trial.TrialState.COMPLETE,
@@ -57,56 +60,70 @@ class Journal:
     Args:
         search: The study of the search.
         beside: Baselines and audits: a study of their own, which no sampler sees.
+        file: Where both lie, for what is said of damage; None where they lie in no file.
     """
 
-    def __init__(self, search: optuna.Study, beside: optuna.Study) -> None:
+    def __init__(self, search: optuna.Study, beside: optuna.Study, file: Path | None = None) -> None:
         self._search = search
         self._beside = beside
+        self._file = file
         self._trials: dict[int, tuple[optuna.Study, FrozenTrial]] = {}
 
     def load_records(self) -> tuple[TrialRecord, ...]:
-        """Every trial that was begun, by number within the search and beside it."""
+        """Every trial that was begun, by number within the search and beside it.
+
+        Raises:
+            FolderError: One can't be read.
+        """
         records = []
         for study in (self._search, self._beside):
             for trial in study.get_trials(deepcopy=False):
                 if SPEC in trial.user_attrs:
-                    records.append(_record(trial))
+                    records.append(self._record(trial, is_searched=study is self._search))
                     self._trials[records[-1].number] = study, trial
         return tuple(records)
 
     @property
     def inspection(self) -> Inspection:
         """What was found out about model and data when the sweep began."""
-        return _INSPECTION.validate_python(self._search.user_attrs[INSPECTION], strict=False)
+        if INSPECTION not in self._search.user_attrs:
+            where = self._file or "the journal"
+            msg = f"{where} holds a sweep that was killed before it began; remove its folder and run it again"
+            raise FolderError(msg)
+        return self._study_value(_INSPECTION, INSPECTION)
 
     @property
     def elapsed_s(self) -> float:
         """Wall time that earlier drivers spent, as far as written."""
-        return float(self._search.user_attrs.get(ELAPSED, 0.0))
+        return self._study_value(_SECONDS, ELAPSED) if ELAPSED in self._search.user_attrs else 0.0
+
+    def write_inspection(self, inspection: Inspection) -> None:
+        """Keep what was found out about model and data."""
+        self._search.set_user_attr(INSPECTION, _INSPECTION.dump_python(inspection, mode="json"))
 
     def write_elapsed(self, elapsed_s: float) -> None:
         """Keep the wall time spent so far."""
         self._search.set_user_attr(ELAPSED, elapsed_s)
 
-    def ask_again(self) -> None:
-        """Give back points that a killed driver had taken out and not yet written down."""
-        for trial in self._search.get_trials(deepcopy=False, states=(_RUNNING,)):
-            if SPEC not in trial.user_attrs:
-                self._search.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-                if point := trial.system_attrs.get("fixed_params"):
-                    self._search.enqueue_trial(point)
-
     def next_number(self) -> tuple[int, bool]:
         """(number of the next trial, whether its point waits already): points that come first have their numbers."""
-        waiting = self._search.get_trials(deepcopy=False, states=(_WAITING,))
-        return (waiting[0].number, True) if waiting else (len(self._search.get_trials(deepcopy=False)), False)
+        if (waiting := self._waiting()) is not None:
+            return waiting.number, True
+        return len(self._search.get_trials(deepcopy=False)), False
 
     def enqueue(self, point: Mapping[str, ParamValue]) -> None:
         """Have a point wait for `begin`."""
         self._search.enqueue_trial(dict(point))
 
     def begin(self) -> SearchTrial:
-        """Take out the point that waits; `write_spec` must follow."""
+        """Take out the point that waits; `write_spec` must follow.
+
+        One that a killed driver had taken out and not yet written down comes first, so that a killed sweep goes on with the
+        numbers and points of an unbroken one.
+        """
+        waiting = self._waiting()
+        if waiting is not None and waiting.state is _RUNNING:
+            return optuna.trial.Trial(self._search, waiting._trial_id)  # noqa: SLF001 -- optuna has no public way by number
         return self._search.ask()
 
     def write_spec(
@@ -152,12 +169,58 @@ class Journal:
             optuna.trial.Trial(study, trial._trial_id).set_constraint(MEMORY, excess_gib)  # noqa: SLF001 -- as above
         study.tell(trial.number, values, state=_OPTUNA_STATES[outcome.state])
 
+    def _waiting(self) -> FrozenTrial | None:
+        """The first trial without a spec that can still get one."""
+        trials = self._search.get_trials(deepcopy=False, states=(_RUNNING, _WAITING))
+        return next((trial for trial in trials if SPEC not in trial.user_attrs), None)
+
+    def _record(self, trial: FrozenTrial, *, is_searched: bool) -> TrialRecord:
+        attrs = trial.user_attrs
+        spec = self._trial_value(_SPEC, trial, SPEC)
+        if (spec.number != trial.number) if is_searched else (spec.number >= 0):
+            raise self._damaged("trial_id", trial._trial_id, SPEC, f"number {spec.number} is not the trial's")  # noqa: SLF001 -- as above
+        curve = [self._trial_value(_METRICS, trial, key) for key in attrs if key.startswith(f"{METRICS}:")]
+        is_over = OUTCOME in attrs and trial.state.is_finished()
+        outcome = self._trial_value(_OUTCOME, trial, OUTCOME) if is_over else None
+        waits = TrialState.PAUSED if attrs.get(PAUSED, False) else TrialState.RUNNING
+        return TrialRecord(
+            spec=spec,
+            state=outcome.state if outcome else waits,
+            curve=tuple(sorted(curve, key=lambda metrics: metrics.steps)),
+            outcome=outcome,
+            prediction=self._trial_value(_PREDICTION, trial, PREDICTION) if PREDICTION in attrs else None,
+        )
+
+    def _trial_value(self, kind: TypeAdapter[_Value], trial: FrozenTrial, key: str) -> _Value:
+        try:
+            return kind.validate_python(trial.user_attrs[key], strict=False)
+        except ValidationError as error:
+            raise self._damaged("trial_id", trial._trial_id, key, wrong(error)) from error  # noqa: SLF001 -- as above
+
+    def _study_value(self, kind: TypeAdapter[_Value], key: str) -> _Value:
+        try:
+            return kind.validate_python(self._search.user_attrs[key], strict=False)
+        except ValidationError as error:
+            raise self._damaged("study_id", self._search._study_id, key, wrong(error)) from error  # noqa: SLF001 -- as above
+
+    def _damaged(self, scope: str, owner: int, key: str, why: str) -> FolderError:
+        """What is wrong with an attribute, and where it was written."""
+        line = attribute_line(self._file, scope, owner, key) if self._file else None
+        place = f"{self._file or 'the journal'}{f':{line}' if line else ''}"
+        return FolderError(f"{place}: {key} can't be used: {why}; {MEND}")
+
     def _set(self, number: int, key: str, value: object) -> None:
         study, trial = self._trials[number]
         study._storage.set_trial_user_attr(trial._trial_id, key, value)  # noqa: SLF001 -- after a restart there is no optuna.Trial
 
 
-def create_journal(file: Path, name: str, objectives: Sequence[Objective], inspection: Inspection) -> Journal:
+def create_journal(
+    file: Path,
+    name: str,
+    objectives: Sequence[Objective],
+    inspection: Inspection,
+    points: Sequence[Mapping[str, ParamValue]] = (),
+) -> Journal:
     """Begin a sweep's journal in a new file.
 
     Args:
@@ -165,35 +228,60 @@ def create_journal(file: Path, name: str, objectives: Sequence[Objective], inspe
         name: The sweep's.
         objectives: The sweep's.
         inspection: What was found out about model and data.
+        points: To be tried first.
+
+    Raises:
+        FolderError: The file can't be written.
     """
-    return _begun(_storage(file), name, objectives, inspection)
+    make_file(file)
+    journal = Journal(*_created(_storage(JournalFile(file)), name, objectives), file)
+    return _begun(journal, inspection, points)
 
 
 def memory_journal(name: str, objectives: Sequence[Objective], inspection: Inspection) -> Journal:
     """A journal that ends with the process, for simulations: a file is synced to disk at each line."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return _begun(InMemoryStorage(), name, objectives, inspection)
+    return _begun(Journal(*_created(InMemoryStorage(), name, objectives)), inspection, ())
 
 
-def _begun(storage: BaseStorage, name: str, objectives: Sequence[Objective], inspection: Inspection) -> Journal:
-    search, beside = (_create(storage, study, objectives) for study in _names(name))
-    search.set_user_attr(INSPECTION, _INSPECTION.dump_python(inspection, mode="json"))
-    return Journal(search, beside)
-
-
-def open_journal(file: Path, name: str) -> Journal:
+def open_journal(file: Path, name: str, *, is_read_only: bool = True) -> Journal:
     """Read a sweep's journal.
 
+    Args:
+        file: Of the journal.
+        name: The sweep's.
+        is_read_only: Another driver may be writing. If not, hold the folder's lock: a line that was never finished is cut off.
+
     Raises:
-        FolderError: The file is no journal of this sweep.
+        FolderError: The file is no journal of this sweep, or is damaged.
     """
+    if not is_read_only:
+        mend(file)
+    backend = JournalFile(file, is_read_only=is_read_only)
+    with backend.replaying():
+        storage = _storage(backend)
     try:
-        storage = _storage(file)
         search, beside = (optuna.load_study(storage=storage, study_name=study) for study in _names(name))
-    except (KeyError, ValueError) as error:
-        msg = f"{file} holds no study named {name!r}"
+    except KeyError as error:
+        msg = (
+            f"{file} holds no study named {name!r}: it is of another sweep, or of one that was killed before it began; "
+            "then remove its folder and run it again"
+        )
         raise FolderError(msg) from error
-    return Journal(search, beside)
+    return Journal(search, beside, file)
+
+
+def _begun(journal: Journal, inspection: Inspection, points: Sequence[Mapping[str, ParamValue]]) -> Journal:
+    """The inspection comes last: a sweep without one was killed before all of its first points were written."""
+    for point in points:
+        journal.enqueue(point)
+    journal.write_inspection(inspection)
+    return journal
+
+
+def _created(storage: BaseStorage, name: str, objectives: Sequence[Objective]) -> tuple[optuna.Study, optuna.Study]:
+    search, beside = (_create(storage, study, objectives) for study in _names(name))
+    return search, beside
 
 
 def _names(name: str) -> tuple[str, str]:
@@ -212,9 +300,9 @@ def _create(storage: BaseStorage, name: str, objectives: Sequence[Objective]) ->
     return study
 
 
-def _storage(file: Path) -> JournalStorage:
+def _storage(backend: JournalFile) -> JournalStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return JournalStorage(JournalFileBackend(str(file)))
+    return JournalStorage(backend)
 
 
 @contextlib.contextmanager
@@ -223,17 +311,3 @@ def experimental() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
-
-
-def _record(trial: FrozenTrial) -> TrialRecord:
-    attrs = trial.user_attrs
-    curve = [_METRICS.validate_python(value) for key, value in attrs.items() if key.startswith(f"{METRICS}:")]
-    outcome = _OUTCOME.validate_python(attrs[OUTCOME]) if OUTCOME in attrs and trial.state.is_finished() else None
-    waits = TrialState.PAUSED if attrs.get(PAUSED, False) else TrialState.RUNNING
-    return TrialRecord(
-        spec=_SPEC.validate_python(attrs[SPEC]),
-        state=outcome.state if outcome else waits,
-        curve=tuple(sorted(curve, key=lambda metrics: metrics.steps)),
-        outcome=outcome,
-        prediction=_PREDICTION.validate_python(attrs[PREDICTION], strict=False) if PREDICTION in attrs else None,
-    )

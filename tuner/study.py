@@ -85,7 +85,6 @@ class Study:
             if record.spec.scores is not None and record.state is TrialState.FAIL
         }
         """Scorings that failed under an earlier driver: whoever resumes has mended the cause."""
-        self._is_recovered = False
         self._is_over = False
         self.is_interrupted = False
         """Whether nothing more is given out though the sweep is not finished."""
@@ -125,9 +124,6 @@ class Study:
         """
         if self.is_interrupted:
             return None
-        if not self._is_recovered:  # not when a study is opened: a report may read what another driver writes
-            self._journal.ask_again()
-            self._is_recovered = True
         return self._next_given() or self._next_chosen()
 
     def _next_given(self) -> TrialSpec | None:
@@ -388,17 +384,19 @@ def _new_steps(record: TrialRecord, metrics: Metrics) -> int:
 
 
 def create_study(file: Path, config: SweepConfig, inspection: Inspection) -> Study:
-    """Begin a sweep's study in a new journal file; recommended starting points wait in it to be tried first."""
-    journal = create_journal(file, config.name, objectives_of(config), inspection)
-    for point in starting_points(config, inspection)[: config.search.num_trials]:
-        journal.enqueue(point)
-    return Study(journal, config)
+    """Begin a sweep's study in a new journal file; recommended starting points wait in it to be tried first.
+
+    Raises:
+        FolderError: The file can't be written.
+    """
+    points = starting_points(config, inspection)[: config.search.num_trials]
+    return Study(create_journal(file, config.name, objectives_of(config), inspection, points), config)
 
 
 def open_study(file: Path, config: SweepConfig, clock: Callable[[], float] = time.monotonic) -> Study:
-    """Read a sweep's study from its journal.
+    """Read a sweep's study from its journal, to go on with it; the folder's lock is held.
 
     Raises:
-        FolderError: The file is no journal of this sweep.
+        FolderError: The file is no journal of this sweep, or is damaged.
     """
-    return Study(open_journal(file, config.name), config, clock)
+    return Study(open_journal(file, config.name, is_read_only=False), config, clock)
