@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tuner.errors import TunerError
+from tuner.redaction import redacted
 
 if TYPE_CHECKING:
     from tuner.live import View
@@ -206,11 +210,17 @@ def validate(sweep_file: SweepFile, overrides: Overrides = None) -> None:
 
 def main() -> None:
     """Run the command line; errors that a person can mend are one message, never a traceback."""
+    sys.excepthook = _show_redacted
     try:
-        app()
+        typer.main.get_command(app)()  # app() would put a hook of its own in the place of ours
     except TunerError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {redacted(str(error), os.environ)}", err=True)
         sys.exit(error.exit_code)
+
+
+def _show_redacted(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
+    """What nobody has foreseen, as Python shows it, without secrets."""
+    typer.echo(redacted("".join(traceback.format_exception(kind, error, frames)), os.environ), err=True, nl=False)
 
 
 @contextlib.contextmanager

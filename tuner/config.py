@@ -6,6 +6,7 @@ The docstring under a field is also its line in the YAML reference (`docs/yaml-r
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -20,10 +21,34 @@ Place = tuple[str | int, ...]
 LearningRates = Annotated[tuple[Positive, ...], Field(strict=False)]
 
 
+def _path(name: str) -> str:
+    """Refuse what no file system takes."""
+    if "\0" in name or any(len(part.encode()) > LONGEST_PART for part in name.split("/")) or len(name) > LONGEST_PATH:
+        raise wrong(
+            "must have no NUL in it, at most {part} bytes between slashes and {whole} in all, got {got}",
+            part=LONGEST_PART,
+            whole=LONGEST_PATH,
+            got=f"{name[:40]!r}...",
+        )
+    return name
+
+
+def _hub_id(name: str) -> str:
+    """Refuse a path: `datasets` would read what lies there, by rules of its own."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name, re.ASCII):
+        raise wrong("must be the id of a data set on the hub, such as owner/name, got {got}", got=repr(name[:80]))
+    return name
+
+
+LONGEST_PART, LONGEST_PATH = 255, 3000
+"""Linux' limits; the second leaves room for the folders in front."""
+PathName = Annotated[str, Field(min_length=1), AfterValidator(_path)]
+
+
 class ModelConfig(Section):
     """The base model, frozen in every trial."""
 
-    name: Annotated[str, Field(min_length=1)]
+    name: PathName
     """A folder or .gguf file, starting with `./`, `../`, `/` or `~` (relative to this file), or a hub id such as `org/model`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
@@ -39,16 +64,16 @@ class ModelConfig(Section):
     """Take weights that are no safetensors or GGUF; unpickling can run code."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """transformers' attention; `auto` is its own choice, `sdpa` for most. `flash_attention_2` needs a GPU and its package."""
-    config: Annotated[str, Field(min_length=1)] | None = None
+    config: PathName | None = None
     """For predictions: a config.json, a folder with one, or one that tuner brings (`Llama-3.1-8B`); else that of `name`."""
 
 
 class DataConfig(Section):
     """Examples to learn from. Splits that the data does not have are made by a hash of the input, alike in every run."""
 
-    path: Annotated[str, Field(min_length=1)] | None = None
+    path: PathName | None = None
     """A .jsonl, .json, .csv (or .gz of these) or .parquet file, or a folder with one per split (relative to this file)."""
-    name: Annotated[str, Field(min_length=1)] | None = None
+    name: Annotated[str, Field(min_length=1), AfterValidator(_hub_id)] | None = None
     """Instead of `path`: id of a data set on the hub."""
     subset: str | None = None
     """Configuration of a hub data set that has several."""
@@ -278,6 +303,14 @@ class BaselinesConfig(Section):
     """The first point of `tuner recommend` on a base that is not quantized."""
 
 
+def _portable(name: str) -> str:
+    """Refuse what some file system takes for something else."""
+    stem = name.partition(".")[0].upper()
+    if name.endswith(".") or stem in {"CON", "PRN", "AUX", "NUL"} or re.fullmatch(r"(COM|LPT)[0-9]", stem):
+        raise wrong("must be a name that a folder can have on every system, got {got}", got=repr(name))
+    return name
+
+
 LoggerName = Literal["mlflow", "wandb", "tensorboard"]
 
 
@@ -297,8 +330,8 @@ METRICS = {
 class SweepConfig(Section):
     """One sweep file. Paths are absolute once it is loaded."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Names the sweep's folder, `reports/<name>`: letters, digits, dots, dashes and underscores."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100), AfterValidator(_portable)]
+    """Names the sweep's folder, `reports/<name>`: at most 100 letters, digits, dots, dashes and underscores."""
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig

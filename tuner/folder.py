@@ -51,9 +51,14 @@ class SweepFolder:
         Raises:
             FolderError: There is something here already, or nothing can be written here.
         """
-        if self.sweep_file.exists() != self.journal.exists():
+        try:
+            begun = self.sweep_file.exists(), self.journal.exists()
+        except OSError as error:
+            msg = f"{self.path} can't be read: {error.strerror}"
+            raise FolderError(msg) from error
+        if any(begun) and not all(begun):
             raise FolderError(f"{self.path} holds a sweep that was killed before its first trial; remove the folder")
-        if self.sweep_file.exists():
+        if all(begun):
             msg = f"{self.path} holds a sweep already; go on with `tuner resume {self.path}`, or choose another folder with --out"
             raise FolderError(msg)
         require_empty(self.path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from tuner.front import GIB, has_begun, objectives_of
 from tuner.journal import Journal, SearchTrial, create_journal, open_journal
 from tuner.prediction import Prediction
 from tuner.recommend import baseline_specs, starting_points
+from tuner.redaction import keepable
 from tuner.sampler import propose
 from tuner.scheduler import Next, Scheduler, floor_of
 from tuner.space import Suggestion, suggest
@@ -340,6 +342,7 @@ class Study:
         return record
 
     def _close(self, record: TrialRecord, outcome: Outcome, excess_gib: float = 0.0) -> TrialRecord:
+        outcome = dataclasses.replace(outcome, detail=keepable(outcome.detail, os.environ))  # Ray's words come unread
         values = None
         if outcome.state is TrialState.COMPLETE and record.last:
             values = [objective.of(record.last) for objective in self._objectives]

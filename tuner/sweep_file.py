@@ -82,7 +82,7 @@ def sweep_text(config: SweepConfig, path_text: Callable[[str], str]) -> str:
 
 def _read(path: Path) -> CommentedMap:
     try:
-        document = _parse(path.read_text(encoding="utf-8"))
+        document = _parse(_text(path))
     except OSError as error:
         raise _unreadable(path, f"can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -95,6 +95,14 @@ def _read(path: Path) -> CommentedMap:
     return document
 
 
+def _text(path: Path) -> str:
+    with path.open("rb") as stream:
+        data = stream.read(LARGEST_BYTES + 1)  # not all: it may be a device, or a model by mistake
+    if len(data) > LARGEST_BYTES:
+        raise _unreadable(path, f"is larger than {LARGEST_BYTES:,} bytes, which no sweep file is")
+    return data.decode("utf-8")
+
+
 def _parse(text: str) -> object:
     """Read YAML 1.2, where 2e-4 is a number and `no` a word (PyYAML reads 1.1).
 
@@ -103,6 +111,9 @@ def _parse(text: str) -> object:
     """
     try:
         node = YAML(typ="rt").load(text)
+        if _size(node, {}) > MOST_VALUES:
+            message = f"it has more than {MOST_VALUES:,} values once its aliases are written out"
+            raise YAMLError(message)
         repr(_plain(node))  # fails here, and not later: a node that holds itself, a hexadecimal number too long to show
     except RecursionError as error:
         message = "it is nested too deep, or holds itself"
@@ -111,6 +122,21 @@ def _parse(text: str) -> object:
         message = f"a value can't be read ({error})"
         raise YAMLError(message) from error
     return cast("object", node)
+
+
+def _size(node: object, known: dict[int, int]) -> int:
+    """Values in a document, those behind aliases as often as they are named; each is looked at once."""
+    if not isinstance(node, (Mapping, list, tuple)):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 1
+        parts = [*node, *node.values()] if isinstance(node, Mapping) else node
+        known[id(node)] += sum(_size(part, known) for part in parts)
+    return known[id(node)]
+
+
+LARGEST_BYTES, MOST_VALUES = 2**20, 100_000
+"""Far above any sweep; a few lines of aliases of aliases can stand for billions of values."""
 
 
 def _unreadable(path: Path, message: str, line: int | None = None) -> ConfigError:
@@ -222,6 +248,7 @@ _MESSAGES = {
     "finite_number": "must be a finite number, got {got}",
     "literal_error": "must be {expected}, got {got}",
     "string_pattern_mismatch": "must be letters, digits, `.`, `-` and `_`, a letter or digit first, got {got}",
+    "string_too_long": "must be at most {max_length} characters long, got {got}",
     "string_too_short": "must not be empty, got {got}",
     "too_short": "must hold at least {min_length} entry, got {got}",
     "int_type": "must be a whole number{or_searched}, got {got}",

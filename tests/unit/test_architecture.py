@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 LAYERS = (
-    ("tuner.errors", "tuner.forms", "tuner.interrupts", "tuner.lora", "tuner.pareto", "tuner.without_gc"),
+    ("tuner.errors", "tuner.forms", "tuner.interrupts", "tuner.lora", "tuner.pareto", "tuner.redaction", "tuner.without_gc"),
     ("tuner.gpus", "tuner.layers", "tuner.prediction", "tuner.sizes"),
     ("tuner.journal_file", "tuner.trial"),
     ("tuner.dimensions", "tuner.metric_text"),
@@ -56,6 +56,7 @@ WORKER_MAY_IMPORT = (
     "tuner.gpus",
     "tuner.layers",
     "tuner.lora",
+    "tuner.redaction",
     "tuner.space_config",
     "tuner.trial",
 )

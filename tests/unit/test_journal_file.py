@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.sweeps import small_config
-from tuner import journal_file
 from tuner.backends.local import LocalBackend
 from tuner.config import SweepConfig
 from tuner.errors import FolderError
@@ -158,7 +157,7 @@ def test_a_reader_sees_whole_lines_only_while_a_driver_writes(swept: Swept, tmp_
     file = tmp_path / "study.journal"
     file.touch()
     seen = JournalFile(file, is_read_only=True)
-    writer = threading.Thread(target=lambda: [_write_in_two(file, line) for line in swept.lines])
+    writer = threading.Thread(target=_write_in_halves, args=(file, swept.lines))
 
     writer.start()
     logs: list[dict[str, Any]] = []
@@ -169,8 +168,8 @@ def test_a_reader_sees_whole_lines_only_while_a_driver_writes(swept: Swept, tmp_
     assert logs == [json.loads(line) for line in swept.lines]
 
 
-def _write_in_two(file: Path, line: bytes) -> None:
-    for part in (line[:9], line[9:]):
+def _write_in_halves(file: Path, lines: list[bytes]) -> None:
+    for part in (part for line in lines for part in (line[:9], line[9:])):
         with file.open("ab", buffering=0) as stream:
             stream.write(part)
 
@@ -196,7 +195,7 @@ def test_a_full_disk_is_told_and_leaves_no_torn_line(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(journal_file.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(FolderError, match=r"study\.journal can't be written: No space left on device; all before it"):
         JournalFile(file).append_logs([json.loads(swept.lines[0])])
 
@@ -209,7 +208,7 @@ def test_a_line_is_on_the_disk_before_it_is_acted_on(
     file = tmp_path / "study.journal"
     file.touch()
     sizes = []
-    monkeypatch.setattr(journal_file.os, "fsync", lambda handle: sizes.append(os.fstat(handle).st_size))
+    monkeypatch.setattr(os, "fsync", lambda handle: sizes.append(os.fstat(handle).st_size))
 
     JournalFile(file).append_logs([json.loads(swept.lines[0])])
 

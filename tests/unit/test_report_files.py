@@ -258,7 +258,7 @@ def test_a_running_sweep_is_written_anew_when_its_journal_grows_and_stays_still_
         looks.append('data-refresh-s="7"' in page.read_text())
         page.write_text("old")
         if len(looks) == 2:
-            journal.write_bytes(journal.read_bytes() + b"\n")
+            journal.write_bytes(journal.read_bytes() + b" ")
         if len(looks) == 3:
             holding.__exit__(None, None, None)
 

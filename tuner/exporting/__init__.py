@@ -110,8 +110,7 @@ def _exported(  # noqa: PLR0913 -- each is an option
     if not adapter.is_dir():
         msg = f"the adapter of trial {record.number} is not in {adapter.parent}"
         raise PickError(msg)
-    if not overwrite:
-        require_empty(target)
+    _require_room(target, sweep.folder, overwrite=overwrite)
     partial = target.with_name(f".{target.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
@@ -163,6 +162,22 @@ def export_all(  # noqa: PLR0913 -- each is an option
         target = Path(to) if is_one else Path(to) / folder_name(number)
         rule = picks[0] if is_one else f"trial:{number}"
         yield _exported(sweep, target, rule, form=Form(form), rank=rank, dtype=dtype, overwrite=overwrite)
+
+
+def _require_room(target: Path, swept: Path, *, overwrite: bool) -> None:
+    """Make sure that nothing goes which is not an export.
+
+    Raises:
+        FolderError: It would.
+    """
+    if not target.name or target.name == "..":
+        msg = f"{target} is no folder that can be made; name one"
+        raise FolderError(msg)
+    if target.resolve() == swept.resolve() or target.resolve() in swept.resolve().parents:
+        msg = f"{target} holds the sweep itself; choose another folder"
+        raise FolderError(msg)
+    if not overwrite or not (target / "provenance.json").is_file():
+        require_empty(target)
 
 
 def _put_in_place(partial: Path, target: Path) -> None:

@@ -16,6 +16,7 @@ from tuner.front import has_begun
 from tuner.lora import Bias, Init
 from tuner.report.findings.held_out import held_out_of
 from tuner.report.findings.intervals import held_out_estimate, validation_estimate
+from tuner.report.markdown import escaped
 from tuner.trial import Metric, TrialSpec, param_text
 
 if TYPE_CHECKING:
@@ -121,14 +122,21 @@ def _estimate_text(metric: Metric, estimate: Estimate) -> str:
 
 
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    built = jinja2.Environment(
         loader=jinja2.PackageLoader("tuner.exporting"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 -- Markdown and Python, not HTML
+        autoescape=False,  # noqa: S701 -- Markdown and Python, not HTML; filters escape for these
     )
+    built.filters |= {"escaped": escaped, "code": _code}
+    return built
+
+
+def _code(text: str) -> str:
+    """Text that stays within the back-quotes around it, on its line."""
+    return " ".join(text.replace("`", "'").split())
 
 
 def _choices(spec: TrialSpec) -> list[tuple[str, str]]:

@@ -43,7 +43,13 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     import pandas as pd
 
     # as objects, so that a whole number beside an empty cell stays one
-    return pd.DataFrame([*rows], columns=[*header], dtype=object).to_csv(index=False, lineterminator="\n")
+    table, head = [[_harmless(cell) for cell in cells] for cells in rows], [_harmless(name) for name in header]
+    return pd.DataFrame(table, columns=head, dtype=object).to_csv(index=False, lineterminator="\n")
+
+
+def _harmless(cell: Cell) -> Cell:
+    """A cell that no spreadsheet takes for a formula: names come from the sweep file."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _columns(data: ReportData) -> tuple[str, ...]:

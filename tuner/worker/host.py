@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tuner.redaction import keepable
 from tuner.trial import (
     Baseline,
     FailReason,
@@ -280,7 +281,7 @@ def _free_memory() -> None:
 
 
 def _failure(error: Exception) -> Outcome:
-    text = "".join(traceback.format_exception(error))
+    text = keepable("".join(traceback.format_exception(error)), os.environ)
     return Outcome(state=TrialState.FAIL, reason=_reason(error), detail=text)
 
 
@@ -292,10 +293,17 @@ def _reason(error: Exception) -> FailReason:
     return FailReason.EXCEPTION
 
 
+class _Formatter(logging.Formatter):
+    """Lines without secrets, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return keepable(super().format(record), os.environ)
+
+
 def _log_to(file: Path) -> None:
     file.parent.mkdir(exist_ok=True)
     handler = logging.FileHandler(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s"))
     package = logging.getLogger("tuner")
     package.setLevel(logging.INFO)
     package.propagate = False
