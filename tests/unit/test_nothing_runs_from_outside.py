@@ -132,7 +132,7 @@ def test_token_files_that_would_run_code_are_refused(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     np.save(tmp_path / "train.npy", np.array([Malicious(marker)], dtype=object), allow_pickle=True)
 
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(ValueError, match="can't be memory-mapped: Python objects"):
         Ragged.load(tmp_path, "train")
 
     assert not marker.exists()
