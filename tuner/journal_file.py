@@ -9,6 +9,7 @@ keeps other drivers out, and ends with the process. Appended lines of `optuna-da
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -167,13 +168,16 @@ class JournalFile(BaseJournalBackend):
         """Write lines and have them on the disk; where that fails, nothing of them stays.
 
         Raises:
-            FolderError: The file can't be written: say, the disk is full.
+            OSError: The disk, or a quota, is full: the driver knows what to do.
+            FolderError: The file can't be written for another reason.
         """
         assert not self._is_read_only, self.path  # noqa: S101 -- who only reads never gets here
         text = "".join(f"{json.dumps(entry, separators=(',', ':'))}\n" for entry in logs)
         try:
             _append(self.path, text.encode("ascii"))
         except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise
             msg = f"{self.path} can't be written: {error.strerror}; all before it is kept"
             raise FolderError(msg) from error
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from tuner.front import GIB, has_begun, objectives_of
 from tuner.journal import Journal, SearchTrial, create_journal, open_journal
 from tuner.prediction import Prediction
 from tuner.recommend import baseline_specs, starting_points
-from tuner.redaction import keepable
 from tuner.sampler import propose
 from tuner.scheduler import Next, Scheduler, floor_of
 from tuner.space import Suggestion, suggest
@@ -342,7 +340,6 @@ class Study:
         return record
 
     def _close(self, record: TrialRecord, outcome: Outcome, excess_gib: float = 0.0) -> TrialRecord:
-        outcome = dataclasses.replace(outcome, detail=keepable(outcome.detail, os.environ))  # Ray's words come unread
         values = None
         if outcome.state is TrialState.COMPLETE and record.last:
             values = [objective.of(record.last) for objective in self._objectives]
@@ -387,11 +384,7 @@ def _new_steps(record: TrialRecord, metrics: Metrics) -> int:
 
 
 def create_study(file: Path, config: SweepConfig, inspection: Inspection) -> Study:
-    """Begin a sweep's study in a new journal file; recommended starting points wait in it to be tried first.
-
-    Raises:
-        FolderError: The file can't be written.
-    """
+    """Begin a sweep's study in a new journal file; recommended starting points wait in it to be tried first."""
     points = starting_points(config, inspection)[: config.search.num_trials]
     return Study(create_journal(file, config.name, objectives_of(config), inspection, points), config)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from tuner.interrupts import interruptible
 from tuner.journal import open_journal
 from tuner.live import NoView, View
 from tuner.predictor import predicting
+from tuner.redaction import keepable
 from tuner.report import write_report
 from tuner.space import space_problems
 from tuner.study import Study, create_study, open_study
@@ -194,7 +196,8 @@ class _Driver:
         return decision
 
     def tell(self, number: int, outcome: Outcome) -> TrialRecord:
-        """A trial's end."""
+        """A trial's end; what Ray or a library says of it may hold secrets."""
+        outcome = replace(outcome, detail=keepable(outcome.detail, os.environ))
         with self._folder.has_room():
             record = self._study.tell(number, outcome)
         may_audit = self._config.pruning.audit > 0

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 LAYERS = (
-    ("tuner.errors", "tuner.forms", "tuner.interrupts", "tuner.lora", "tuner.pareto", "tuner.redaction", "tuner.without_gc"),
+    (
+        "tuner.errors",
+        "tuner.forms",
+        "tuner.interrupts",
+        "tuner.lora",
+        "tuner.pareto",
+        "tuner.redaction",
+        "tuner.without_gc",
+    ),
     ("tuner.gpus", "tuner.layers", "tuner.prediction", "tuner.sizes"),
     ("tuner.journal_file", "tuner.trial"),
     ("tuner.dimensions", "tuner.metric_text"),

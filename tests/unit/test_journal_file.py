@@ -9,7 +9,6 @@ import json
 import os
 import random
 import threading
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -186,17 +185,25 @@ def test_the_lock_that_optuna_s_own_writer_leaves_behind_keeps_nobody_waiting(
     assert go_on(file, swept.config) == swept.records
 
 
-def test_a_full_disk_is_told_and_leaves_no_torn_line(
-    swept: Swept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "error", "told"),
+    [
+        (errno.ENOSPC, OSError, r"No space left on device"),
+        (errno.EDQUOT, OSError, r"Disk quota exceeded"),
+        (errno.EIO, FolderError, r"study\.journal can't be written: Input/output error; all before it is kept"),
+    ],
+)
+def test_a_line_that_can_not_be_written_leaves_nothing_of_itself(
+    swept: Swept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception], told: str
 ) -> None:
     file = tmp_path / "study.journal"
     file.write_bytes(swept.data)
 
     def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(FolderError, match=r"study\.journal can't be written: No space left on device; all before it"):
+    with pytest.raises(error, match=told):
         JournalFile(file).append_logs([json.loads(swept.lines[0])])
 
     assert file.read_bytes() == swept.data
@@ -309,34 +316,10 @@ def test_a_journal_that_can_t_be_read_is_told(swept: Swept, tmp_path: Path) -> N
     assert "can't be read: Is a directory" in str(read(tmp_path, swept.config))
 
 
-@cache
-def _pieces() -> st.SearchStrategy[bytes]:
-    """What a byte may become: another one, several, or what JSON gives a meaning."""
-    odd = [b"", b"\n", b"\r", b"\x00", b'"', b"{", b"}", b"[", b"null", b"NaN", b"-", b"1e999", b"9" * 40, b"\\ud800"]
-    return st.sampled_from(odd) | st.binary(min_size=1, max_size=3)
-
-
-@settings(max_examples=NUM_FUZZED, deadline=None, suppress_health_check=[*HealthCheck])
-@given(data=st.data())
-def test_whatever_becomes_of_some_bytes_there_are_records_or_a_message(
-    swept: Swept, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    mutant = swept.data
-    for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(0, len(mutant) - 1))
-        piece, num_gone = data.draw(_pieces()), data.draw(st.integers(0, 4))
-        mutant = mutant[:at] + piece + mutant[at + num_gone :]
-    file = tmp_path_factory.getbasetemp() / "mutant.journal"
-    file.write_bytes(mutant)
-
-    told = read(file, swept.config)
-
-    if isinstance(told, str):
-        assert str(file) in told
-    else:
-        open_study(file, swept.config)  # what can be read can be gone on with
-
-
+ODD = [b"", b"\n", b"\r", b"\x00", b'"', b"{", b"}", b"[", b"null", b"NaN", b"-", b"1e999", b"9" * 40, b"\\ud800"]
+PLACES = st.integers(0, 2**30)
+CUTS = st.tuples(PLACES, st.sampled_from(ODD) | st.binary(min_size=1, max_size=3), st.integers(0, 4))
+"""(where, what is put there, how many bytes it takes the place of)."""
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -347,29 +330,56 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
     max_leaves=3,
 )
+FUZZED = settings(
+    max_examples=NUM_FUZZED,
+    deadline=None,
+    derandomize="TUNER_FUZZ" not in os.environ,
+    suppress_health_check=[*HealthCheck],
+)
 
 
-@settings(max_examples=NUM_FUZZED, deadline=None, suppress_health_check=[*HealthCheck])
-@given(data=st.data())
-def test_whatever_value_stands_in_a_line_there_are_records_or_a_message(
-    swept: Swept, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+@FUZZED
+@given(cuts=st.lists(CUTS, min_size=1, max_size=3))
+def test_whatever_becomes_of_some_bytes_there_are_records_or_a_message(
+    swept: Swept, tmp_path_factory: pytest.TempPathFactory, cuts: list[tuple[int, bytes, int]]
 ) -> None:
-    number = data.draw(st.integers(0, len(swept.lines) - 1))
+    mutant = swept.data
+    for place, piece, num_gone in cuts:
+        at = place % len(mutant)
+        mutant = mutant[:at] + piece + mutant[at + num_gone :]
+    file = tmp_path_factory.getbasetemp() / "mutant.journal"
+    file.write_bytes(mutant)
+
+    require_records_or_message(file, swept.config)
+
+
+@FUZZED
+@given(line=PLACES, path=st.lists(PLACES, min_size=1, max_size=8), value=VALUES)
+def test_whatever_value_stands_in_a_line_there_are_records_or_a_message(
+    swept: Swept, tmp_path_factory: pytest.TempPathFactory, line: int, path: list[int], value: object
+) -> None:
+    number = line % len(swept.lines)
     entry = json.loads(swept.lines[number])
-    node: Any = entry
-    while True:
-        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
-        key = data.draw(st.sampled_from(keys))
-        if not isinstance(node[key], (dict, list)) or not node[key] or data.draw(st.booleans()):
-            break
-        node = node[key]
-    node[key] = data.draw(VALUES)
+    put(entry, path, value)
     file = tmp_path_factory.getbasetemp() / "mutant.journal"
     file.write_bytes(changed(swept.data, number + 1, json.dumps(entry).encode()))
 
-    told = read(file, swept.config)
+    require_records_or_message(file, swept.config)
 
+
+def put(node: Any, path: list[int], value: object) -> None:
+    """Put a value in the place of another, at most as deep as the path is long."""
+    keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+    key = keys[path[0] % len(keys)]
+    if len(path) > 1 and isinstance(node[key], (dict, list)) and node[key]:
+        put(node[key], path[1:], value)
+    else:
+        node[key] = value
+
+
+def require_records_or_message(file: Path, config: SweepConfig) -> None:
+    told = read(file, config)
     if isinstance(told, str):
         assert str(file) in told
     else:
-        open_study(file, swept.config)  # what can be read can be gone on with
+        open_study(file, config)  # what can be read can be gone on with
