@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.sweeps import write_sweep
+from tests.telling import CANARIES, Telling
 from tuner import sweep
 from tuner.errors import TooManyFailuresError
 from tuner.trial import Inspection, Metrics, Outcome
@@ -18,32 +19,7 @@ from tuner.worker.host import Worker
 from tuner.worker.synthetic import SyntheticWorker
 
 if TYPE_CHECKING:
-    from tuner.config import SweepConfig
     from tuner.trial import TrialSpec
-
-CANARIES = {
-    "HF_TOKEN": "hf_Canary1Canary1Canary1",
-    "WANDB_API_KEY": "canary2canary2canary2canary2canary2canary",
-    "MLFLOW_TRACKING_USERNAME": "me",
-    "MLFLOW_TRACKING_PASSWORD": "canary3-mlflow",
-    "MLFLOW_TRACKING_TOKEN": "canary4-mlflow",
-    "MLFLOW_TRACKING_URI": "https://me:canary5%40uri@localhost:1",
-    "AWS_ACCESS_KEY_ID": "AKIACANARY6CANARY666",
-    "AWS_SECRET_ACCESS_KEY": "canary7/Canary+7",
-    "AWS_SESSION_TOKEN": "canary8-session",
-    "DATABASE_URL": "postgresql://tuner:canary9-db@localhost:1/sweeps",
-    "PGPASSWORD": "canary10-pg",
-    "RAY_AUTH_TOKEN": "canary11-ray",
-}
-
-
-class Telling:
-    """Raises an error with every secret in it."""
-
-    def __init__(self) -> None:
-        secrets = " ".join(f"{name}={value}" for name, value in CANARIES.items())
-        message = f"401 at https://me:canary12-url@hub.org/a?token=canary13-query: {secrets}"
-        raise RuntimeError(message)
 
 
 class FailingWorker(Worker):
@@ -53,23 +29,6 @@ class FailingWorker(Worker):
         return SyntheticWorker(self._config, None).inspect()
 
     def _advance(self, spec: TrialSpec) -> Metrics | Outcome:
-        Telling()
-        raise AssertionError
-
-
-class UnbuildableWorker(SyntheticWorker):
-    """Can't be built for a trial: the error comes by way of Ray."""
-
-    def __init__(self, config: SweepConfig, folder: Path | None) -> None:
-        super().__init__(config, folder)
-        if folder is not None:
-            Telling()
-
-
-class BlindWorker(SyntheticWorker):
-    """Can't even look at the data: the error is the driver's own."""
-
-    def inspect(self) -> Inspection:
         Telling()
         raise AssertionError
 
@@ -116,7 +75,7 @@ def test_no_secret_that_comes_by_way_of_ray_is_in_the_folder(tmp_path: Path, cap
     }
 
     with pytest.raises(TooManyFailuresError, match=r"(?s)RuntimeError.*401 at https://\*\*\*@hub.org/a") as caught:
-        sweep.run(write_sweep(tmp_path, changes), out=out, backend="ray", worker=f"{__name__}:UnbuildableWorker")
+        sweep.run(write_sweep(tmp_path, changes), out=out, backend="ray", worker="tests.telling:UnbuildableWorker")
 
     assert leaks_in(out) == []
     assert leaks(str(caught.value)) == leaks("".join(capfd.readouterr())) == []
@@ -124,7 +83,7 @@ def test_no_secret_that_comes_by_way_of_ray_is_in_the_folder(tmp_path: Path, cap
 
 def test_an_error_that_nobody_has_foreseen_is_shown_without_secrets(tmp_path: Path) -> None:
     program = (
-        "from tuner import cli, sweep; from tests.integration.test_secrets import Telling\n"
+        "from tuner import cli, sweep; from tests.telling import Telling\n"
         "sweep.run = lambda *_, **__: Telling(); cli.main()"
     )
 
@@ -138,4 +97,4 @@ def test_an_error_that_nobody_has_foreseen_is_shown_without_secrets(tmp_path: Pa
     )
 
     assert "RuntimeError: 401 at https://***@hub.org/a" in done.stderr
-    assert leaks(done.stdout + done.stderr.replace("test_secrets", "")) == []
+    assert leaks(done.stdout + done.stderr) == []
