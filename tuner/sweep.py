@@ -95,8 +95,9 @@ def run(
         inspection = _inspected(trainer, config, Path(sweep_file))
         folder.create()
         with folder.locked():
-            write_sweep_file(config, folder.sweep_file)
-            study = create_study(folder.journal, config, inspection)
+            with folder.has_room():
+                write_sweep_file(config, folder.sweep_file)
+                study = create_study(folder.journal, config, inspection)
             return _carry_out(study, trainer, config, folder, view or NoView())
     finally:
         trainer.close()
