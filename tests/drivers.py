@@ -59,8 +59,9 @@ class Driver:
         assert any(at in line for line in self.lines), f"ended without {at!r}:\n{self.text}"
 
     def interrupt(self, sign: signal.Signals = signal.SIGINT) -> None:
-        """As Ctrl-C does: to every process of the group."""
-        os.killpg(self.pid, sign)
+        """To every process of the group, as Ctrl-C does; other signals to the driver alone, as `kill` does."""
+        send = os.killpg if sign is signal.SIGINT else os.kill
+        send(self.pid, sign)
 
     def kill(self) -> None:
         """The driver alone, without a word."""
