@@ -165,7 +165,7 @@ def _resource_problems(known: _Known) -> Iterator[tuple[Place, str]]:
     if known.resources is None:
         return
     gpus = known.resources.gpus_per_trial
-    if gpus > 1 and gpus != int(gpus):
+    if gpus != "auto" and gpus > 1 and gpus != int(gpus):
         yield ("resources", "gpus_per_trial"), f"must be whole above 1 (fractions share one card), got {gpus}"
     if gpus == 0 and known.training and known.training.optimizer == "paged_adamw_8bit":
         yield ("training", "optimizer"), "paged_adamw_8bit needs a GPU, and resources.gpus_per_trial is 0"

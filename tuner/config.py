@@ -268,6 +268,14 @@ class ConfirmConfig(Section):
     """Other seeds for each."""
 
 
+def _gpus(raw: object) -> object:
+    """Refuse what is no number of GPUs in one sentence; pydantic would say one for each member of the union."""
+    is_number = isinstance(raw, (int, float)) and not isinstance(raw, bool)
+    if raw == "auto" or (is_number and 0 <= float(raw) < math.inf):  # type: ignore[arg-type]  # a number
+        return raw
+    raise wrong("must be auto or a number of at least 0, got {got}", got=repr(raw))
+
+
 class ResourcesConfig(Section):
     """What a trial gets, and how trials are placed."""
 
@@ -275,10 +283,15 @@ class ResourcesConfig(Section):
     """`ray` runs trials side by side on this machine or a cluster, `local` one after another in this process."""
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1.0
     """CPU cores of a trial; fractions share a core."""
-    gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of a trial; fractions share a card, above 1 whole cards only."""
+    gpus_per_trial: Annotated[Literal["auto"] | float, BeforeValidator(_gpus)] = 0.0
+    """GPUs of a trial; fractions share a card, above 1 whole cards only. `auto`: as many trials share a card as fit on it by
+    their predicted memory; where nothing is predicted each gets a whole card."""
+    max_trials_per_gpu: Annotated[int, Field(ge=1)] = 4
+    """With `gpus_per_trial: auto`: most trials on a card, however small they are; they take turns in computing."""
     max_concurrent_trials: Annotated[int, Field(ge=1)] | None = None
     """Most trials at a time; as many as the cluster holds by default."""
+    node_wait_s: Positive = 600.0
+    """Seconds that the sweep waits when all its trials need a node that has left the cluster; then it ends, to be resumed."""
     memory_limit_gib: Positive | None = None
     """What a trial may need at its peak; one that needs more is recorded as infeasible. No limit by default."""
     max_worker_restarts: Annotated[int, Field(ge=0)] = 2
@@ -288,6 +301,11 @@ class ResourcesConfig(Section):
     another goes on from the last rung; at the second time the trial fails."""
     max_failures_in_a_row: Annotated[int, Field(ge=1)] = 5
     """The sweep ends when this many trials fail one after another."""
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether trials train on a GPU."""
+        return self.gpus_per_trial == "auto" or self.gpus_per_trial > 0
 
 
 class BaselinesConfig(Section):

@@ -87,7 +87,7 @@ def least_bytes(lora: LoraSpec, config: SweepConfig, model: ModelFacts) -> float
         model: The base.
     """
     linear = sum(layer.in_features * layer.out_features for layer in model.layers)
-    plain = 2 if config.model.compute_dtype == "bfloat16" or config.resources.gpus_per_trial > 0 else 4
+    plain = 2 if config.model.compute_dtype == "bfloat16" or config.resources.uses_gpu else 4
     base = linear * BYTES_QUANTIZED.get(config.model.quantization, plain) + (model.num_params - linear) * plain
     return base + count_trainable(model, lora) * BYTES_TRAINED[config.training.optimizer]
 

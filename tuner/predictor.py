@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tuner.config import SweepConfig
+    from tuner.gpus import Gpu
     from tuner.trial import Inspection, TrialSpec
 
 MODULE = "tuner.vram"
@@ -41,8 +42,10 @@ class Predictor:
             self._known[question] = self._asked(question)
         return self._known[question]
 
-    def predict_trial(self, spec: TrialSpec, config: SweepConfig, inspection: Inspection) -> Prediction | None:
-        """The peak of a sweep's trial on the card that the sweep names, or else on the one that it runs on.
+    def predict_trial(
+        self, spec: TrialSpec, config: SweepConfig, inspection: Inspection, gpu: Gpu | None = None
+    ) -> Prediction | None:
+        """The peak of a sweep's trial on a card: by default the one that the sweep names, or else the one that it runs on.
 
         Returns:
             None where there is neither card, or where nobody has asked for a prediction and there can't be one.
@@ -50,7 +53,7 @@ class Predictor:
         Raises:
             PredictionError: It was asked for and can't be made, or the process has died.
         """
-        gpu = gpu_of(config) or inspection.gpu
+        gpu = gpu_of(config, gpu.name if gpu else None) or inspection.gpu
         if gpu is None:
             return None
         workload = workload_of(config, gpu, inspection)

@@ -40,6 +40,7 @@ from tuner.trial import (
 
 if TYPE_CHECKING:
     from tuner.config import SweepConfig
+    from tuner.gpus import Gpu
     from tuner.layers import Layer
 
 MOST_INFEASIBLE_IN_A_ROW = 100
@@ -90,8 +91,8 @@ class Study:
         """Whether nothing more is given out though the sweep is not finished."""
         self.problem = ""
         """What keeps the sweep from going on; empty where somebody has asked for the interruption, or nobody has."""
-        self.predict: Callable[[TrialSpec], Prediction | None] = lambda _: None
-        """Tells a trial's peak memory before it begins, where it can; set by who drives the sweep."""
+        self.predict: Callable[[TrialSpec, Gpu | None], Prediction | None] = lambda *_: None
+        """Tells a trial's peak memory before it begins, on a card or the sweep's, where it can; set by who drives the sweep."""
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
@@ -272,7 +273,7 @@ class Study:
 
     def _written(self, spec: TrialSpec, trial: SearchTrial | None = None) -> TrialRecord:
         """A trial that stands in the journal, with what is known of its memory."""
-        prediction = self.predict(spec)
+        prediction = self.predict(spec, None)
         self._journal.write_spec(spec, trial, prediction)
         return self._keep(TrialRecord(spec=spec, state=TrialState.RUNNING, prediction=prediction))
 

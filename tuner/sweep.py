@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,8 @@ from tuner.without_gc import without_gc
 
 if TYPE_CHECKING:
     from tuner.config import SweepConfig
+    from tuner.gpus import Gpu
+    from tuner.prediction import Prediction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,6 +180,10 @@ class _Driver:
         """Stop so that the sweep can be resumed."""
         self._study.interrupt(problem)
 
+    def predict(self, spec: TrialSpec, gpu: Gpu, /) -> Prediction | None:
+        """A trial's peak memory on a card."""
+        return self._study.predict(spec, gpu)
+
     def ask(self) -> TrialSpec | None:
         """The next trial."""
         with self._folder.has_room():
@@ -228,7 +233,7 @@ def _carry_out(study: Study, trainer: Backend, config: SweepConfig, folder: Swee
             view.watching(config, study.inspection, study.records),
             interruptible(study.interrupt),
         ):
-            study.predict = functools.partial(predictor.predict_trial, config=config, inspection=study.inspection)
+            study.predict = lambda spec, gpu: predictor.predict_trial(spec, config, study.inspection, gpu)
             trainer.run(config, folder.path.absolute(), _Driver(study, config, folder, view))
         if not study.is_interrupted:
             folder.settle(study.records, objectives)  # nothing is left to audit

@@ -13,8 +13,10 @@ from tuner.backends.simulated import SimulatedBackend
 from tuner.config import SweepConfig
 from tuner.forecast import fit_forecast
 from tuner.front import objectives_of
+from tuner.gpus import Gpu
 from tuner.journal import memory_journal
 from tuner.ladder import Ladder, rows_of
+from tuner.prediction import Prediction
 from tuner.sampler import propose
 from tuner.study import Study
 from tuner.trial import Decision, FailReason, Inspection, Metrics, Outcome, Result, TrialRecord, TrialSpec, TrialState
@@ -103,6 +105,10 @@ class Counting:
     def interrupt(self, problem: str) -> None:
         """As the study says."""
         self._study.interrupt(problem)
+
+    def predict(self, spec: TrialSpec, gpu: Gpu, /) -> Prediction | None:
+        """As the study says."""
+        return self._study.predict(spec, gpu)
 
     def ask(self) -> TrialSpec | None:
         """As the study says."""

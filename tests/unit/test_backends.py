@@ -9,6 +9,8 @@ import pytest
 from tests.builders import make_config, make_metrics, make_record
 from tests.contracts import BackendContract
 from tuner.backends import hand_in, worker_environment
+from tuner.gpus import Gpu
+from tuner.prediction import Prediction
 from tuner.trial import Decision, FailReason, Interruption, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
 
 
@@ -26,6 +28,9 @@ class NotingStudy:
         self.is_interrupted = False
         self.problems: list[str] = []
         self.records: tuple[TrialRecord, ...] = ()
+
+    def predict(self, spec: TrialSpec, gpu: Gpu, /) -> Prediction | None:
+        return None
 
     def ask(self) -> TrialSpec | None:
         return None

@@ -45,7 +45,7 @@ def study_in(folder: Path, *allocated_gib: float, **resources: Any) -> Any:
     config = make_config(resources=resources, pruning={"method": "none", "min_steps": 30}, search=SEARCH)
     study = create_study(folder / "study.journal", config, make_inspection())
     left = iter(allocated_gib)
-    study.predict = lambda _: prediction(round(next(left) * GIB))
+    study.predict = lambda *_: prediction(round(next(left) * GIB))
     return study
 
 
@@ -111,14 +111,14 @@ def test_predictions_are_read_back_from_the_journal(tmp_path: Path) -> None:
 def test_a_driver_killed_while_it_predicts_leaves_no_trial_without_its_prediction(tmp_path: Path) -> None:
     study = study_in(tmp_path, 3)
 
-    def killed(_: TrialSpec) -> Prediction:
+    def killed(*_: object) -> Prediction:
         raise KeyboardInterrupt
 
     study.predict = killed
     with pytest.raises(KeyboardInterrupt):
         study.ask()
     resumed = open_study(tmp_path / "study.journal", study._config)
-    resumed.predict = lambda _: prediction(3 * GIB)
+    resumed.predict = lambda *_: prediction(3 * GIB)
     spec = resumed.ask()
 
     assert spec is not None

@@ -24,6 +24,8 @@ from tuner.trial import (
 
 if TYPE_CHECKING:
     from tuner.config import SweepConfig
+    from tuner.gpus import Gpu
+    from tuner.prediction import Prediction
 
 WORKER = "tuner.worker.host:Worker"
 """The worker that trains; a test may name another."""
@@ -43,6 +45,9 @@ class StudyVerbs(Protocol):
     @property
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials as the journal has them."""
+
+    def predict(self, spec: TrialSpec, gpu: Gpu, /) -> Prediction | None:
+        """A trial's peak memory on a card; None where nobody can tell."""
 
     def ask(self) -> TrialSpec | None:
         """The next trial to work on, a new one or one that was paused; None when there is none now."""

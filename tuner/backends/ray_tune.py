@@ -30,16 +30,23 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from tuner.backends import StudyVerbs, TrialWorker, hand_in, worker_environment
-from tuner.errors import ResourcesError, TunerError
+from tuner.backends.placement import Placement, asked_of, require_room
+from tuner.backends.ray_placement import REQUEST, PlacementWatch, cluster_nodes, placement_group, selector
+from tuner.errors import TunerError
+from tuner.placing import inspecting_request
 from tuner.trial import Decision, FailReason, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
-    from tuner.config import ResourcesConfig, SweepConfig
+    from tuner.config import SweepConfig
+    from tuner.gpus import Gpu
+    from tuner.prediction import Prediction
 
 INTERRUPT_POLL_S = 0.25
 """How often a worker asks whether it is to stop."""
+_NO_LIMIT = 1_000_000
+"""Of Ray's own to the trials that wait: what is asked for is limited instead."""
 RESULT = "result"
 """Key of what a worker brought, in the result that goes through Ray."""
 
@@ -69,10 +76,13 @@ class RayBackend:
     def inspect(self, config: SweepConfig) -> Inspection:
         """Have a node that a trial could run on look at model and data."""
         self._connect()
-        _require_resources(config.resources)
+        nodes, asked = cluster_nodes(), asked_of(config.resources)
+        require_room(asked, nodes)
+        request = inspecting_request(asked, nodes)
         look = ray.remote(_inspect).options(
-            num_cpus=config.resources.cpus_per_trial,
-            num_gpus=config.resources.gpus_per_trial,
+            num_cpus=request.cpus,
+            num_gpus=request.gpus,
+            label_selector=selector(request),
             runtime_env={"env_vars": worker_environment(config)},
         )
         inspection: Inspection = ray.get(look.remote(self._worker, config))
@@ -81,15 +91,14 @@ class RayBackend:
     def run(self, config: SweepConfig, folder: Path, study: StudyVerbs) -> None:
         """Work until the study gives out no more trials."""
         self._connect()
-        _require_resources(config.resources)
-        concurrency = _concurrency(config.resources)
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrency)
+        placement = Placement(config, study, cluster_nodes, time.monotonic)
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_NO_LIMIT)
         verbs, trials = _Remembering(study), _Trials()
         interruption = _Interruption(f"tuner:{uuid.uuid4().hex}")
         # Tune's own notes, which nobody reads: not in the sweep's folder, whose disk may be full
         with _logging(config, folder, study) as callbacks, tempfile.TemporaryDirectory(prefix="tuner-") as scratch:
             tuner = tune.Tuner(
-                tune.with_resources(TrialActor, _placement(config)),
+                tune.with_resources(TrialActor, placement_group),
                 param_space={
                     "worker": self._worker,
                     "config": config,
@@ -97,17 +106,16 @@ class RayBackend:
                     "interruption": interruption,
                 },
                 tune_config=tune.TuneConfig(
-                    search_alg=_StudySearcher(verbs, trials),
+                    search_alg=_StudySearcher(verbs, trials, placement),
                     scheduler=_StudyScheduler(verbs, trials, interruption),
                     num_samples=-1,
-                    max_concurrent_trials=concurrency,
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
                     name="tune",
                     storage_path=scratch,
                     verbose=0,
-                    callbacks=callbacks,
+                    callbacks=[PlacementWatch(placement), *callbacks],
                     failure_config=tune.FailureConfig(max_failures=config.resources.max_worker_restarts),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # workers keep their own
                 ),
@@ -159,6 +167,9 @@ class _Remembering:
 
     def interrupt(self, problem: str) -> None:
         self._study.interrupt(problem)
+
+    def predict(self, spec: TrialSpec, gpu: Gpu, /) -> Prediction | None:
+        return self._study.predict(spec, gpu)
 
     def ask(self) -> TrialSpec | None:
         with self._remembering():
@@ -235,10 +246,11 @@ class TrialActor(tune.Trainable):
 class _StudySearcher(Searcher):
     """Passes `suggest` on to `ask`."""
 
-    def __init__(self, study: StudyVerbs, trials: _Trials) -> None:
+    def __init__(self, study: StudyVerbs, trials: _Trials, placement: Placement) -> None:
         super().__init__(metric=None, mode=None)
         self._study = study
         self._trials = trials
+        self._placement = placement
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: object
@@ -250,14 +262,17 @@ class _StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
         """A trial of the study as one of Ray's; a paused one comes back as another of Ray's. None is "not now"."""
+        if not self._placement.may_ask():
+            return None
         spec: TrialSpec | None = self._study.ask()
         if spec is None:
             return str(Searcher.FINISHED) if self._study.is_over else None
         self._trials.numbers[trial_id] = spec.number
-        return {**self._shared, "spec": spec}
+        return {**self._shared, "spec": spec, REQUEST: self._placement.asked(trial_id, spec)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell a trial whose worker was lost once too often; the scheduler has told all others."""
+        self._placement.ended(trial_id)
         if error:
             detail = self._trials.errors.get(trial_id, "")
             outcome = Outcome(state=TrialState.FAIL, reason=FailReason.WORKER_LOST, detail=detail)
@@ -329,35 +344,3 @@ def _logging(config: SweepConfig, folder: Path, study: StudyVerbs) -> AbstractCo
     from tuner.backends.ray_logging import logging_to  # noqa: PLC0415 -- imports every logger there is
 
     return logging_to(config, folder, study)
-
-
-def _placement(config: SweepConfig) -> tune.PlacementGroupFactory:
-    resources = config.resources
-    return tune.PlacementGroupFactory([{"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}])
-
-
-def _require_resources(resources: ResourcesConfig) -> None:
-    nodes = list(_nodes())
-    if any(_trials_on(node, resources) for node in nodes):
-        return
-    asked = f"{resources.cpus_per_trial:g} CPU and {resources.gpus_per_trial:g} GPU"
-    largest = "; ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes)
-    msg = f"resources: a trial asks for {asked}, and no node of the cluster has that; nodes: {largest}"
-    raise ResourcesError(msg)
-
-
-def _concurrency(resources: ResourcesConfig) -> int:
-    capacity = sum(_trials_on(node, resources) for node in _nodes())
-    return min(capacity, resources.max_concurrent_trials or capacity)
-
-
-def _nodes() -> Iterator[dict[str, float]]:
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return (node["Resources"] for node in nodes if node["Alive"])
-
-
-def _trials_on(node: dict[str, float], resources: ResourcesConfig) -> int:
-    fits = node.get("CPU", 0.0) / resources.cpus_per_trial
-    if resources.gpus_per_trial > 0:
-        fits = min(fits, node.get("GPU", 0.0) / resources.gpus_per_trial)
-    return int(fits + 1e-9)

@@ -240,7 +240,7 @@ def base_for(config: SweepConfig, spec: TrialSpec) -> BaseSpec:
 
 def device_of(config: SweepConfig) -> torch.device:
     """Trials that ask for a GPU run on it, all others on the CPU."""
-    return torch.device("cuda" if config.resources.gpus_per_trial > 0 else "cpu")
+    return torch.device("cuda" if config.resources.uses_gpu else "cpu")
 
 
 def prepare_data(config: SweepConfig, base: BaseModel, splits: Splits) -> TrainingData:

@@ -86,7 +86,7 @@ def inspect_sweep(config: SweepConfig) -> Inspection:
 
 def card_of(config: SweepConfig) -> Gpu | None:
     """The card that trials of a sweep run on; None on a CPU. How much of it the context takes is assumed."""
-    if config.resources.gpus_per_trial == 0 or not torch.cuda.is_available():
+    if not config.resources.uses_gpu or not torch.cuda.is_available():
         return None
     found = torch.cuda.get_device_properties(0)
     return Gpu(
@@ -131,8 +131,9 @@ def _tokenized(
 
 def _device_problems(config: SweepConfig) -> Iterator[KeyAndMessage]:
     gpus = config.resources.gpus_per_trial
-    if gpus > 0 and not torch.cuda.is_available():
-        yield "resources.gpus_per_trial", f"asks for {gpus:g} GPU, and torch {torch.__version__} sees no CUDA device"
+    if config.resources.uses_gpu and not torch.cuda.is_available():
+        asked = "a GPU" if gpus == "auto" else f"{gpus:g} GPU"
+        yield "resources.gpus_per_trial", f"asks for {asked}, and torch {torch.__version__} sees no CUDA device"
 
 
 def _open(config: ModelConfig, task: str, labels: tuple[str, ...], problems: list[KeyAndMessage]) -> Opened | None:

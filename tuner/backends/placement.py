@@ -1,0 +1,238 @@
+"""Who may be asked for when, and what each trial asks of the cluster. Runs on the driver; knows no Ray.
+
+A trial is sampled when the study is asked for it, so asking early means that the sampler knows less. Hence only as many are out
+as the cluster holds, nodes counted that its autoscaler may start. Trials of several sizes must not starve each other: after a
+number of others has begun in front of one that waits, nothing is asked for until it has begun.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tuner.backends import StudyVerbs
+from tuner.errors import ResourcesError
+from tuner.placing import Asked, Node, Request, has_room, missing_text, nodes_text, request_of, trials_on
+from tuner.trial import TrialSpec
+
+if TYPE_CHECKING:
+    from tuner.config import ResourcesConfig, SweepConfig
+    from tuner.gpus import Gpu
+    from tuner.prediction import Prediction
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+"""How often the cluster is looked at."""
+LEAST_AHEAD = 5
+"""Trials that may wait for nodes that the autoscaler starts, at least; else as many as run, for it doubles a cluster too."""
+MOST_OVERTAKING = 2
+"""So many times the cluster's trials may begin in front of one that waits."""
+STARTING_S = 10.0
+"""A worker that takes longer to begin waits for a place, or for a slow node."""
+MOST_HELD_BACK = 2
+"""Trials that wait for one kind of card while others are asked for, which may take another kind."""
+SAY_AFTER_S = 60.0
+"""When nothing runs for so long, people are told what is waited for."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Out:
+    """A trial that was given out and has not ended."""
+
+    label: str
+    request: Request
+    since_s: float
+    is_running: bool = False
+    num_overtaken: int = 0
+
+
+class Placement:
+    """Keeps count of a sweep's trials on a cluster.
+
+    Args:
+        config: The sweep.
+        study: Predicts a trial's peak.
+        look: What nodes there are, and which ones the autoscaler may start.
+        clock: Seconds, rising.
+    """
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        study: StudyVerbs,
+        look: Callable[[], tuple[Node, ...]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._resources = config.resources
+        self._named = config.objectives.memory.gpu
+        self._asked = asked_of(config.resources)
+        self._study = study
+        self._look = look
+        self._clock = clock
+        self._nodes = look()
+        self._kinds = dict.fromkeys(map(_kind, self._nodes))
+        self._looked_s = clock()
+        self._out: dict[str, _Out] = {}
+        self._said: set[str] = set()
+        self._idle_since_s: float | None = None
+
+    def may_ask(self) -> bool:
+        """Whether another trial should be asked for now."""
+        if not self._out:
+            return True
+        limit = self._resources.max_concurrent_trials
+        if limit is not None and len(self._out) >= limit:
+            return False
+        self._refresh()
+        nodes, least = self._counted(), self._asked.least
+        slots = sum(trials_on(node, least) * node.count for node in nodes)
+        stuck = self._stuck()
+        if len(stuck) >= slots or self._is_overtaken(slots):
+            return False
+        bound = [out for out in self._out.values() if out not in stuck]
+        bound = bound[: max(0, len(bound) - min(MOST_HELD_BACK, sum(map(self._is_held_back, bound))))]
+        gpus = sum(node.gpus * node.count for node in nodes if trials_on(node, least))
+        return len(bound) < slots and sum(out.request.gpus for out in bound) + least.gpus <= gpus + 1e-9
+
+    def asked(self, key: str, spec: TrialSpec) -> Request:
+        """Take note of a trial that was given out.
+
+        Args:
+            key: Names it among those out.
+            spec: The trial.
+
+        Raises:
+            ResourcesError: It fits on no card that the cluster has had so far or may get.
+        """
+        request = request_of(self._asked, tuple(self._kinds), lambda card: self._predicted(spec, card))
+        if request is None or not has_room(self._kinds, request):
+            raise ResourcesError(self._too_large(spec))
+        self._out[key] = _Out(label=spec.label, request=request, since_s=self._clock())
+        return request
+
+    def began(self, key: str) -> None:
+        """A worker is at it."""
+        self._out[key].is_running = True
+        for other in self._out.values():
+            if other.is_running:
+                continue
+            other.num_overtaken += other.since_s <= self._out[key].since_s
+
+    def lost(self, key: str) -> None:
+        """Its worker was lost, and it waits for another."""
+        self._out[key] = _Out(label=self._out[key].label, request=self._out[key].request, since_s=self._clock())
+
+    def ended(self, key: str) -> None:
+        """It is out no longer."""
+        self._out.pop(key, None)
+
+    def watch(self) -> None:
+        """Look whether what waits can still begin; to be called often.
+
+        Raises:
+            ResourcesError: No node can take any of the trials, and none has come for `resources.node_wait_s`.
+        """
+        if self._clock() < self._looked_s + LOOK_EVERY_S:
+            return
+        self._refresh()
+        waiting = [out for out in self._out.values() if not out.is_running]
+        stuck = self._stuck()
+        for out in stuck:
+            self._say(out, missing_text(out.request, self._nodes))
+        if not waiting or len(waiting) < len(self._out):
+            self._idle_since_s = None
+            return
+        self._idle_since_s = self._clock() if self._idle_since_s is None else self._idle_since_s
+        idle_s = self._clock() - self._idle_since_s
+        if len(stuck) == len(waiting) and idle_s >= self._resources.node_wait_s:
+            raise ResourcesError(self._waited_for(stuck[0]))
+        if not stuck and idle_s >= SAY_AFTER_S:
+            self._say(waiting[0], "the cluster is busy with other work, or still starts a node")
+
+    def _refresh(self) -> None:
+        if self._clock() >= self._looked_s + LOOK_EVERY_S:
+            self._nodes, self._looked_s = self._look(), self._clock()
+            self._kinds.update(dict.fromkeys(map(_kind, self._nodes)))
+
+    def _counted(self) -> list[Node]:
+        """Nodes that trials are asked for: those that are there, and of those to come no more than may be expected soon."""
+        least = self._asked.least
+        counted = [node for node in self._nodes if node.is_alive]
+        ahead = max(LEAST_AHEAD, sum(trials_on(node, least) * node.count for node in counted))
+        for node in self._nodes:
+            if not node.is_alive and ahead > 0 and (fits := trials_on(node, least)):
+                count = min(node.count, -(-ahead // fits))
+                counted.append(_kind(node, count))
+                ahead -= count * fits
+        return counted
+
+    def _stuck(self) -> list[_Out]:
+        return [out for out in self._out.values() if not out.is_running and not has_room(self._nodes, out.request)]
+
+    def _is_overtaken(self, slots: int) -> bool:
+        alive = [node for node in self._nodes if node.is_alive]
+        return any(
+            not out.is_running and out.num_overtaken >= MOST_OVERTAKING * slots and has_room(alive, out.request)
+            for out in self._out.values()
+        )
+
+    def _is_held_back(self, out: _Out) -> bool:
+        """Whether it waits for one kind of card, while another may be free."""
+        return not out.is_running and bool(out.request.label) and self._clock() > out.since_s + STARTING_S
+
+    def _predicted(self, spec: TrialSpec, card: Gpu | None) -> Prediction | None:
+        is_only_one = len({node.card for node in self._kinds if node.gpus > 0}) == 1
+        if card is None or card.name == self._named or (self._named is None and is_only_one):
+            record = next((record for record in self._study.records if record.number == spec.number), None)
+            return record.prediction if record else None
+        return self._study.predict(spec, card)
+
+    def _say(self, out: _Out, why: str) -> None:
+        if out.label not in self._said:
+            self._said.add(out.label)
+            log.warning("%s waits for %s: %s", out.label, out.request, why)
+
+    def _too_large(self, spec: TrialSpec) -> str:
+        record = next((record for record in self._study.records if record.number == spec.number), None)
+        peak = (
+            f", predicted to need {record.prediction.total_bytes / 2**30:.2f} GiB,"
+            if record and record.prediction
+            else ""
+        )
+        return f"resources: {spec.label}{peak} fits on no node of the cluster; nodes: {nodes_text(self._nodes)}"
+
+    def _waited_for(self, out: _Out) -> str:
+        return (
+            f"resources: {out.label} asks for {out.request}, and no node has that any more; waited "
+            f"{self._resources.node_wait_s:g} s for one (resources.node_wait_s), the sweep can be resumed when it is back; "
+            f"{missing_text(out.request, self._nodes)}"
+        )
+
+
+def asked_of(resources: ResourcesConfig) -> Asked:
+    """What the sweep file says of every trial."""
+    gpus = resources.gpus_per_trial
+    return Asked(
+        cpus=resources.cpus_per_trial,
+        gpus=None if gpus == "auto" else gpus,
+        max_per_gpu=resources.max_trials_per_gpu if gpus == "auto" else 1,
+    )
+
+
+def require_room(asked: Asked, nodes: tuple[Node, ...]) -> None:
+    """Refuse what no node can ever run.
+
+    Raises:
+        ResourcesError: Says what is missing, and what there is.
+    """
+    if not has_room(nodes, asked.most):
+        msg = f"resources: a trial asks for {asked.most}, and no node of the cluster has that; {missing_text(asked.most, nodes)}"
+        raise ResourcesError(msg)
+
+
+def _kind(node: Node, count: int = 1) -> Node:
+    """A node as one of its kind, however many there are."""
+    return Node(cpus=node.cpus, gpus=node.gpus, labels=node.labels, count=count)
