@@ -85,6 +85,7 @@ HOMES = {
     "pandas": ("tuner.report.tables", WORKER),
     "peft": (WORKER, PREDICTOR),
     "plotly": ("tuner.report.page",),
+    "psutil": ("tuner.backends.ray_autoscaler",),
     "pydantic": (
         "tuner.config",
         "tuner.dimensions",
@@ -100,7 +101,13 @@ HOMES = {
         "tuner.worker.exporting",
     ),
     "pydantic_core": ("tuner.dimensions", "tuner.sweep_file"),
-    "ray": ("tuner.backends.ray_logging", "tuner.backends.ray_placement", "tuner.backends.ray_tune"),
+    "ray": (
+        "tuner.backends.ray_autoscaler",
+        "tuner.backends.ray_logging",
+        "tuner.backends.ray_placement",
+        "tuner.backends.ray_tune",
+        "tuner.cluster",
+    ),
     "rich": ("tuner.live",),
     "ruamel": ("tuner.sweep_file",),
     "safetensors": (WORKER,),

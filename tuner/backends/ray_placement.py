@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
 
+from tuner.backends.ray_autoscaler import NodeGroup, node_groups
 from tuner.placing import CARD_LABEL, TYPE_LABEL, Node, Request
 
 if TYPE_CHECKING:
@@ -14,14 +17,26 @@ if TYPE_CHECKING:
 
     from tuner.backends.placement import Placement
 
+GROUP_LABEL = "ray.io/node-group"
+"""Node label by which Ray tells what the autoscaler has started."""
 REQUEST = "request"
 """Key of a trial's request in what Ray passes on."""
 
+_TYPE_RESOURCE = "accelerator_type:"
+
 
 def cluster_nodes() -> tuple[Node, ...]:
-    """Nodes that are there, then those that the autoscaler may start."""
+    """Nodes that are there, then those that the autoscaler may still start."""
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return tuple(_node(node["Resources"], node.get("Labels") or {}) for node in alive)
+    started = Counter(node["Labels"].get(GROUP_LABEL) for node in alive)
+    return (
+        *(_node(node["Resources"], node["Labels"]) for node in alive),
+        *(
+            _node(dict(group.resources), _labels_of(group), left, is_alive=False)
+            for group in node_groups()
+            if (left := group.max_nodes - started[group.name]) > 0
+        ),
+    )
 
 
 def placement_group(config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -61,7 +76,13 @@ class PlacementWatch(tune.Callback):
         self._placement.lost(trial.trial_id)
 
 
-def _node(resources: dict[str, float], labels: dict[str, str], count: int = 1, *, is_alive: bool = True) -> Node:
+def _labels_of(group: NodeGroup) -> dict[str, str]:
+    """Labels that its nodes will have; Ray adds the type of the card, which the file may tell as a resource."""
+    kinds = [name.removeprefix(_TYPE_RESOURCE) for name, _ in group.resources if name.startswith(_TYPE_RESOURCE)]
+    return dict([*((TYPE_LABEL, kind) for kind in kinds), *group.labels])
+
+
+def _node(resources: Mapping[str, float], labels: Mapping[str, str], count: int = 1, *, is_alive: bool = True) -> Node:
     return Node(
         cpus=resources.get("CPU", 0.0),
         gpus=resources.get("GPU", 0.0),
