@@ -8,6 +8,7 @@ from typing import Any
 from tuner.config import SweepConfig
 from tuner.layers import Group, Layer, ModelFacts
 from tuner.lora import LoraSpec
+from tuner.prediction import Method, Part, Phase, Prediction
 from tuner.trial import FailReason, Inspection, MemoryKind, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
 from tuner.workload import Logits, Padding, Workload
 
@@ -87,6 +88,23 @@ def make_record(number: int = 0, state: TrialState = TrialState.COMPLETE, **chan
         "outcome": make_outcome(state),
     }
     return TrialRecord(**values | whole)
+
+
+def make_prediction(reserved_bytes: int, *, capacity_bytes: int = 16 * 2**30) -> Prediction:
+    """A peak on a card, without a context; all of it is reserved."""
+    return Prediction(
+        allocated_bytes=reserved_bytes,
+        reserved_bytes=reserved_bytes,
+        context_bytes=0,
+        capacity_bytes=capacity_bytes,
+        trainable_params=1,
+        phase=Phase.BACKWARD,
+        last="mm (2, 2) float32",
+        largest="mm (2, 2) float32",
+        parts=((Part.WEIGHTS, reserved_bytes),),
+        phases=((Phase.BACKWARD, reserved_bytes),),
+        method=Method.TRACE,
+    )
 
 
 def make_outcome(state: TrialState) -> Outcome | None:

@@ -47,6 +47,16 @@ class Node:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """What is there, and what may come."""
+
+    nodes: tuple[Node, ...]
+    """Nodes that are there, then those that the autoscaler may start."""
+    is_open: bool = False
+    """Whether other nodes may come, of which nobody can tell: on Kubernetes an autoscaler's limits are not seen from within."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
     """What the sweep file says of every trial."""
 

@@ -8,13 +8,14 @@ number of others has begun in front of one that waits, nothing is asked for unti
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuner.backends import StudyVerbs
 from tuner.errors import ResourcesError
-from tuner.placing import Asked, Node, Request, has_room, missing_text, nodes_text, request_of, trials_on
+from tuner.placing import Asked, Cluster, Node, Request, has_room, missing_text, nodes_text, request_of, trials_on
 from tuner.trial import TrialSpec
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Placement:
     Args:
         config: The sweep.
         study: Predicts a trial's peak.
-        look: What nodes there are, and which ones the autoscaler may start.
+        look: What nodes there are, and which ones may come.
         clock: Seconds, rising.
     """
 
@@ -63,7 +64,7 @@ class Placement:
         self,
         config: SweepConfig,
         study: StudyVerbs,
-        look: Callable[[], tuple[Node, ...]],
+        look: Callable[[], Cluster],
         clock: Callable[[], float],
     ) -> None:
         self._resources = config.resources
@@ -72,8 +73,9 @@ class Placement:
         self._study = study
         self._look = look
         self._clock = clock
-        self._nodes = look()
-        self._kinds = dict.fromkeys(map(_kind, self._nodes))
+        self._cluster = look()
+        self._kinds = dict.fromkeys(map(_kind, self._cluster.nodes))
+        """Every kind of node that there was or may be."""
         self._looked_s = clock()
         self._out: dict[str, _Out] = {}
         self._said: set[str] = set()
@@ -87,14 +89,12 @@ class Placement:
         if limit is not None and len(self._out) >= limit:
             return False
         self._refresh()
-        nodes, least = self._counted(), self._asked.least
-        slots = sum(trials_on(node, least) * node.count for node in nodes)
+        least, (slots, gpus) = self._asked.least, self._expected()
         stuck = self._stuck()
         if len(stuck) >= slots or self._is_overtaken(slots):
             return False
-        bound = [out for out in self._out.values() if out not in stuck]
-        bound = bound[: max(0, len(bound) - min(MOST_HELD_BACK, sum(map(self._is_held_back, bound))))]
-        gpus = sum(node.gpus * node.count for node in nodes if trials_on(node, least))
+        held_back = [out for out in self._out.values() if self._is_held_back(out)][:MOST_HELD_BACK]
+        bound = [out for out in self._out.values() if out not in stuck and out not in held_back]
         return len(bound) < slots and sum(out.request.gpus for out in bound) + least.gpus <= gpus + 1e-9
 
     def asked(self, key: str, spec: TrialSpec) -> Request:
@@ -108,7 +108,7 @@ class Placement:
             ResourcesError: It fits on no card that the cluster has had so far or may get.
         """
         request = request_of(self._asked, tuple(self._kinds), lambda card: self._predicted(spec, card))
-        if request is None or not has_room(self._kinds, request):
+        if request is None or not (self._cluster.is_open or has_room(self._kinds, request)):
             raise ResourcesError(self._too_large(spec))
         self._out[key] = _Out(label=spec.label, request=request, since_s=self._clock())
         return request
@@ -141,7 +141,7 @@ class Placement:
         waiting = [out for out in self._out.values() if not out.is_running]
         stuck = self._stuck()
         for out in stuck:
-            self._say(out, missing_text(out.request, self._nodes))
+            self._say(out, missing_text(out.request, self._cluster.nodes))
         if not waiting or len(waiting) < len(self._out):
             self._idle_since_s = None
             return
@@ -154,26 +154,31 @@ class Placement:
 
     def _refresh(self) -> None:
         if self._clock() >= self._looked_s + LOOK_EVERY_S:
-            self._nodes, self._looked_s = self._look(), self._clock()
-            self._kinds.update(dict.fromkeys(map(_kind, self._nodes)))
+            self._cluster, self._looked_s = self._look(), self._clock()
+            self._kinds.update(dict.fromkeys(map(_kind, self._cluster.nodes)))
 
-    def _counted(self) -> list[Node]:
-        """Nodes that trials are asked for: those that are there, and of those to come no more than may be expected soon."""
+    def _expected(self) -> tuple[int, float]:
+        """(trials of the smallest size, GPUs) that there is room for now, and of those to come no more than may come soon."""
         least = self._asked.least
-        counted = [node for node in self._nodes if node.is_alive]
-        ahead = max(LEAST_AHEAD, sum(trials_on(node, least) * node.count for node in counted))
-        for node in self._nodes:
+        nodes = [node for node in self._cluster.nodes if node.is_alive and trials_on(node, least)]
+        slots = sum(trials_on(node, least) * node.count for node in nodes)
+        ahead = max(LEAST_AHEAD, slots)
+        if self._cluster.is_open and self._resources.max_concurrent_trials is not None:
+            return slots + ahead, sum(node.gpus * node.count for node in nodes) + ahead * least.gpus
+        for node in self._cluster.nodes:
             if not node.is_alive and ahead > 0 and (fits := trials_on(node, least)):
-                count = min(node.count, -(-ahead // fits))
-                counted.append(_kind(node, count))
-                ahead -= count * fits
-        return counted
+                count = min(node.count, math.ceil(ahead / fits))
+                nodes.append(_kind(node, count))
+                slots, ahead = slots + count * fits, ahead - count * fits
+        return slots, sum(node.gpus * node.count for node in nodes)
 
     def _stuck(self) -> list[_Out]:
-        return [out for out in self._out.values() if not out.is_running and not has_room(self._nodes, out.request)]
+        return [
+            out for out in self._out.values() if not out.is_running and not has_room(self._cluster.nodes, out.request)
+        ]
 
     def _is_overtaken(self, slots: int) -> bool:
-        alive = [node for node in self._nodes if node.is_alive]
+        alive = [node for node in self._cluster.nodes if node.is_alive]
         return any(
             not out.is_running and out.num_overtaken >= MOST_OVERTAKING * slots and has_room(alive, out.request)
             for out in self._out.values()
@@ -202,13 +207,13 @@ class Placement:
             if record and record.prediction
             else ""
         )
-        return f"resources: {spec.label}{peak} fits on no node of the cluster; nodes: {nodes_text(self._nodes)}"
+        return f"resources: {spec.label}{peak} fits on no node of the cluster; nodes: {nodes_text(self._cluster.nodes)}"
 
     def _waited_for(self, out: _Out) -> str:
         return (
             f"resources: {out.label} asks for {out.request}, and no node has that any more; waited "
             f"{self._resources.node_wait_s:g} s for one (resources.node_wait_s), the sweep can be resumed when it is back; "
-            f"{missing_text(out.request, self._nodes)}"
+            f"{missing_text(out.request, self._cluster.nodes)}"
         )
 
 
@@ -222,15 +227,17 @@ def asked_of(resources: ResourcesConfig) -> Asked:
     )
 
 
-def require_room(asked: Asked, nodes: tuple[Node, ...]) -> None:
+def require_room(asked: Asked, cluster: Cluster) -> None:
     """Refuse what no node can ever run.
 
     Raises:
         ResourcesError: Says what is missing, and what there is.
     """
-    if not has_room(nodes, asked.most):
-        msg = f"resources: a trial asks for {asked.most}, and no node of the cluster has that; {missing_text(asked.most, nodes)}"
-        raise ResourcesError(msg)
+    if not has_room(cluster.nodes, asked.most) and not cluster.is_open:
+        missing = missing_text(asked.most, cluster.nodes)
+        raise ResourcesError(
+            f"resources: a trial asks for {asked.most}, and no node of the cluster has that; {missing}"
+        )
 
 
 def _kind(node: Node, count: int = 1) -> Node:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tuner.backends.ray_autoscaler import NodeGroup, node_groups
-from tuner.placing import CARD_LABEL, TYPE_LABEL, Node, Request
+from tuner.errors import ResourcesError
+from tuner.placing import CARD_LABEL, TYPE_LABEL, Cluster, Node, Request, has_room, missing_text
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
     from tuner.backends.placement import Placement
+
+log = logging.getLogger(__name__)
 
 GROUP_LABEL = "ray.io/node-group"
 """Node label by which Ray tells what the autoscaler has started."""
@@ -25,32 +31,56 @@ REQUEST = "request"
 _TYPE_RESOURCE = "accelerator_type:"
 
 
-def cluster_nodes() -> tuple[Node, ...]:
-    """Nodes that are there, then those that the autoscaler may still start."""
+def ray_cluster() -> Cluster:
+    """What the connected cluster has, and what its autoscaler may still start."""
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     started = Counter(node["Labels"].get(GROUP_LABEL) for node in alive)
-    return (
-        *(_node(node["Resources"], node["Labels"]) for node in alive),
-        *(
-            _node(dict(group.resources), _labels_of(group), left, is_alive=False)
-            for group in node_groups()
-            if (left := group.max_nodes - started[group.name]) > 0
-        ),
-    )
+    groups = node_groups()
+    to_come = [
+        _node(dict(group.resources), _labels_of(group), left, is_alive=False)
+        for group in groups
+        if (left := group.max_nodes - started[group.name]) > 0
+    ]
+    here = [_node(node["Resources"], node["Labels"]) for node in alive]
+    return Cluster(nodes=(*here, *to_come), is_open=not groups and any(name is not None for name in started))
 
 
 def placement_group(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     """A trial's request as Tune takes it; a worker goes on to trials of an equal one only."""
-    request: Request = config[REQUEST]
+    return _factory(config[REQUEST])
+
+
+@contextlib.contextmanager
+def reserved(request: Request, wait_s: float) -> Iterator[PlacementGroupSchedulingStrategy]:
+    """A place for something that is no trial; nodes may have to be started for it.
+
+    Args:
+        request: What it needs.
+        wait_s: How long to wait for a node that nobody knows to be there or to come.
+
+    Raises:
+        ResourcesError: No such node has come.
+    """
+    group = _factory(request).to_placement_group()  # type: ignore[no-untyped-call]
+    try:
+        while not group.wait(wait_s):
+            nodes = ray_cluster().nodes
+            if not has_room(nodes, request):
+                missing = missing_text(request, nodes)
+                raise ResourcesError(f"resources: waited {wait_s:g} s for {request} (resources.node_wait_s); {missing}")
+            log.warning("the sweep waits for %s: the cluster is busy with other work, or still starts a node", request)
+        yield PlacementGroupSchedulingStrategy(group)
+    finally:
+        ray.util.remove_placement_group(group)
+
+
+def _factory(request: Request) -> tune.PlacementGroupFactory:
     bundle = {"CPU": request.cpus, "GPU": request.gpus}
     if not request.label:
         return tune.PlacementGroupFactory([bundle])
-    return tune.PlacementGroupFactory([bundle], bundle_label_selector=[selector(request)])
-
-
-def selector(request: Request) -> dict[str, str]:
-    """The nodes that a request is for."""
-    return {request.label: f"in({','.join(request.values)})"} if request.label else {}
+    return tune.PlacementGroupFactory(
+        [bundle], bundle_label_selector=[{request.label: f"in({','.join(request.values)})"}]
+    )
 
 
 class PlacementWatch(tune.Callback):

@@ -31,7 +31,7 @@ from ray.tune.search import Searcher
 
 from tuner.backends import StudyVerbs, TrialWorker, hand_in, worker_environment
 from tuner.backends.placement import Placement, asked_of, require_room
-from tuner.backends.ray_placement import REQUEST, PlacementWatch, cluster_nodes, placement_group, selector
+from tuner.backends.ray_placement import REQUEST, PlacementWatch, placement_group, ray_cluster, reserved
 from tuner.errors import TunerError
 from tuner.placing import inspecting_request
 from tuner.trial import Decision, FailReason, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
@@ -76,22 +76,23 @@ class RayBackend:
     def inspect(self, config: SweepConfig) -> Inspection:
         """Have a node that a trial could run on look at model and data."""
         self._connect()
-        nodes, asked = cluster_nodes(), asked_of(config.resources)
-        require_room(asked, nodes)
-        request = inspecting_request(asked, nodes)
-        look = ray.remote(_inspect).options(
-            num_cpus=request.cpus,
-            num_gpus=request.gpus,
-            label_selector=selector(request),
-            runtime_env={"env_vars": worker_environment(config)},
-        )
-        inspection: Inspection = ray.get(look.remote(self._worker, config))
+        cluster, asked = ray_cluster(), asked_of(config.resources)
+        require_room(asked, cluster)
+        request = inspecting_request(asked, cluster.nodes)
+        with reserved(request, config.resources.node_wait_s) as place:
+            look = ray.remote(_inspect).options(
+                num_cpus=request.cpus,
+                num_gpus=request.gpus,
+                scheduling_strategy=place,
+                runtime_env={"env_vars": worker_environment(config)},
+            )
+            inspection: Inspection = ray.get(look.remote(self._worker, config))
         return replace(inspection, problems=(*inspection.problems, *_logging_problems(config)))
 
     def run(self, config: SweepConfig, folder: Path, study: StudyVerbs) -> None:
         """Work until the study gives out no more trials."""
         self._connect()
-        placement = Placement(config, study, cluster_nodes, time.monotonic)
+        placement = Placement(config, study, ray_cluster, time.monotonic)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_NO_LIMIT)
         verbs, trials = _Remembering(study), _Trials()
         interruption = _Interruption(f"tuner:{uuid.uuid4().hex}")
