@@ -26,7 +26,8 @@ def ray_cluster() -> Iterator[None]:
     """One Ray cluster of two cores for all tests; each still starts worker processes of its own."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    # "local": a new one, also where another is running on this machine
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
 

@@ -283,7 +283,7 @@ class ResourcesConfig(Section):
     """`ray` runs trials side by side on this machine or a cluster, `local` one after another in this process."""
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1.0
     """CPU cores of a trial; fractions share a core."""
-    gpus_per_trial: Annotated[Literal["auto"] | float, BeforeValidator(_gpus)] = 0.0
+    gpus_per_trial: Annotated[Literal["auto"] | NotNegative, BeforeValidator(_gpus)] = 0.0
     """GPUs of a trial; fractions share a card, above 1 whole cards only. `auto`: as many trials share a card as fit on it by
     their predicted memory; where nothing is predicted each gets a whole card."""
     max_trials_per_gpu: Annotated[int, Field(ge=1)] = 4

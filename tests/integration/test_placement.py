@@ -126,6 +126,7 @@ def test_a_sweep_whose_only_fitting_node_leaves_says_so_ends_and_goes_on_when_it
     changes = {
         **LARGE,
         "pruning.method": "none",
+        "data.test": 0,
         "search.num_trials": 2,
         "resources": {"gpus_per_trial": "auto", "node_wait_s": 4, "max_worker_restarts": 9},
     }
@@ -147,7 +148,7 @@ def test_a_sweep_whose_only_fitting_node_leaves_says_so_ends_and_goes_on_when_it
 
 
 def test_a_node_that_joins_while_the_sweep_runs_gets_trials(nodes: Nodes, tmp_path: Path) -> None:
-    changes = {"pruning.method": "none", "search.num_trials": 6, "resources": {"cpus_per_trial": 8}}
+    changes = {"pruning.method": "none", "data.test": 0, "search.num_trials": 6, "resources": {"cpus_per_trial": 8}}
     write_sweep(tmp_path, changes)
     (tmp_path / "meeting").write_text("3 nodes")
     process = drive("run", tmp_path, nodes.cluster.address, MEETING)

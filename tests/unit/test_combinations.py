@@ -200,6 +200,7 @@ TAKEN: list[dict[str, Any]] = [
     {"objectives.accuracy": "macro_f1", "baselines.head_only": [0.01], "baselines.full": [1e-05]},
     {"objectives.accuracy": "perplexity", "training.packing": True, "baselines.zero_shot": True, **CAUSAL},
     {"training.optimizer": "paged_adamw_8bit", "resources.gpus_per_trial": 1},
+    {"training.optimizer": "paged_adamw_8bit", "resources.gpus_per_trial": "auto"},
     {"baselines.unquantized_lora": True, "model.quantization": "int8"},
     {"data.path": None, "data.name": "org/rows", "data.subset": "easy"},
     {"logging": ["mlflow", "wandb", "tensorboard"], "resources.backend": "ray"},

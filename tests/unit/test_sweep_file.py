@@ -243,6 +243,31 @@ BAD_VALUES = [
         "must be whole above 1 (fractions share one card), got 1.5",
         "gpus_per_trial: 1.5",
     ),
+    (
+        {"resources.gpus_per_trial": "all"},
+        "resources.gpus_per_trial",
+        "must be auto or a number of at least 0, got 'all'",
+        "gpus_per_trial: all",
+    ),
+    (
+        {"resources.gpus_per_trial": -0.5},
+        "resources.gpus_per_trial",
+        "must be auto or a number of at least 0, got -0.5",
+        "gpus_per_trial: -0.5",
+    ),
+    (
+        {"resources.gpus_per_trial": True},
+        "resources.gpus_per_trial",
+        "must be auto or a number of at least 0, got True",
+        "gpus_per_trial: true",
+    ),
+    (
+        {"resources.max_trials_per_gpu": 0},
+        "resources.max_trials_per_gpu",
+        "must be at least 1, got 0",
+        "max_trials_per_gpu: 0",
+    ),
+    ({"resources.node_wait_s": 0}, "resources.node_wait_s", "must be above 0, got 0", "node_wait_s: 0"),
     ({"resources.cpus_per_trial": -1}, "resources.cpus_per_trial", "must be above 0, got -1", "cpus_per_trial: -1"),
     ({"resources.backend": "dask"}, "resources.backend", "must be 'ray' or 'local', got 'dask'", "backend: dask"),
     (
@@ -546,6 +571,7 @@ ROUND_TRIPS: list[dict[str, Any]] = [
     {f"{SPACE}.target_modules": ["query", "no"], f"{SPACE}.rank_pattern": {"no": {"low": 0, "high": 4}}},
     {"data.text": "no", "data.label": "2001-01-01"},
     {"data.text": " # ü: \n"},
+    {"resources.gpus_per_trial": "auto", "resources.max_trials_per_gpu": 8, "resources.node_wait_s": 5},
     {"resources.gpus_per_trial": 0.25, "resources.max_concurrent_trials": 2, "pruning": None},
     {
         f"{SPACE}.target_modules": "all-linear",
