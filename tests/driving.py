@@ -62,7 +62,7 @@ def main(verb: str, place: str, worker: str, needs: str) -> int:
             return None
         return make_prediction(int(needs_gib[spec.lora.r] * GIB), capacity_bytes=card.memory_bytes)
 
-    Predictor.predict_trial = predict_trial  # type: ignore[method-assign]
+    Predictor.predict_trial = predict_trial  # type: ignore[method-assign, assignment]
     try:
         if verb == "run":
             sweep.run(Path(place) / "sweep-under-test.yaml", out=Path(place) / "out", backend="ray", worker=worker)

@@ -55,7 +55,7 @@ def nodes() -> Iterator[Nodes]:
     nodes.add("T4-16GB")
     nodes.add("A100-80GB")
     yield nodes
-    cluster.shutdown()
+    cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def carry_out(nodes: Nodes, place: Path, changes: dict[str, Any], worker: str) -> str:

@@ -33,6 +33,7 @@ class Predicting:
 
     needs_gib: dict[int, float] = field(default_factory=dict)
     is_over: bool = False
+    is_interrupted: bool = False
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
@@ -40,6 +41,9 @@ class Predicting:
             TrialRecord(spec=make_spec(number), state=TrialState.RUNNING, prediction=make_prediction(int(need * GIB)))
             for number, need in self.needs_gib.items()
         )
+
+    def interrupt(self, problem: str) -> None:
+        """Nothing to stop."""
 
     def predict(self, spec: TrialSpec, gpu: Gpu, /) -> Prediction | None:
         return make_prediction(int(self.needs_gib[spec.number] * GIB), capacity_bytes=gpu.memory_bytes)

@@ -115,15 +115,16 @@ class Placement:
 
     def began(self, key: str) -> None:
         """A worker is at it."""
-        self._out[key].is_running = True
+        if (begun := self._out.get(key)) is None:  # stopped while it waited
+            return
+        begun.is_running = True
         for other in self._out.values():
-            if other.is_running:
-                continue
-            other.num_overtaken += other.since_s <= self._out[key].since_s
+            other.num_overtaken += not other.is_running and other.since_s <= begun.since_s
 
     def lost(self, key: str) -> None:
         """Its worker was lost, and it waits for another."""
-        self._out[key] = _Out(label=self._out[key].label, request=self._out[key].request, since_s=self._clock())
+        if (lost := self._out.get(key)) is not None:
+            self._out[key] = _Out(label=lost.label, request=lost.request, since_s=self._clock())
 
     def ended(self, key: str) -> None:
         """It is out no longer."""
