@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.builders import make_config, make_prediction, make_record, make_spec
 from tuner.backends.placement import LEAST_AHEAD, MOST_OVERTAKING, Placement, asked_of, require_room
 from tuner.errors import ResourcesError
-from tuner.gpus import Gpu
+from tuner.gpus import GPUS, Gpu
 from tuner.placing import CARD_LABEL, Cluster, Node, Request
 from tuner.prediction import Prediction
 from tuner.trial import Decision, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
 
 GIB = 2**30
+T4 = GPUS["T4-16GB"]
 
 
 def cpu_node(cpus: float, **others: Any) -> Node:
@@ -29,17 +33,19 @@ def gpu_node(card: str, gpus: float = 1, **others: Any) -> Node:
 
 @dataclass
 class Predicting:
-    """A study that knows what each trial needs, in GiB, on every card."""
+    """A study that knows what each trial needs, in GiB, on every card; its records, on the largest there was at the start."""
 
     needs_gib: dict[int, float] = field(default_factory=dict)
+    largest: Gpu = T4
     is_over: bool = False
     is_interrupted: bool = False
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
+        specs = [make_spec(number) for number in self.needs_gib]
         return tuple(
-            TrialRecord(spec=make_spec(number), state=TrialState.RUNNING, prediction=make_prediction(int(need * GIB)))
-            for number, need in self.needs_gib.items()
+            TrialRecord(spec=spec, state=TrialState.RUNNING, prediction=self.predict(spec, self.largest))
+            for spec in specs
         )
 
     def interrupt(self, problem: str) -> None:
@@ -66,7 +72,8 @@ class World:
         self.now_s = 0.0
         self.num = 0
         config = make_config(resources=resources)
-        self.placement = Placement(config, Predicting(needs_gib or {}), lambda: self.cluster, lambda: self.now_s)
+        study = Predicting(needs_gib or {}, max((node.card or T4 for node in nodes), key=lambda card: card.memory_mib))
+        self.placement = Placement(config, study, lambda: self.cluster, lambda: self.now_s)
 
     def ask_all(self, most: int = 100) -> list[Request]:
         """Ask for as many as may be."""
@@ -288,3 +295,42 @@ def test_what_no_node_can_ever_run_is_refused_and_what_may_come_is_not() -> None
         require_room(asked, Cluster(nodes=(cpu_node(8),)))
     require_room(asked, Cluster(nodes=(cpu_node(8), gpu_node("L4-24GB", is_alive=False))))
     require_room(asked, Cluster(nodes=(cpu_node(8),), is_open=True))
+
+
+@given(
+    needs=st.lists(st.sampled_from([1.0, 3.0, 6.0, 13.0, 20.0, 60.0]), min_size=1, max_size=25),
+    cards=st.lists(st.sampled_from(["T4-16GB", "L4-24GB", "A100-80GB"]), max_size=3),
+    draws=st.randoms(use_true_random=False),
+)
+def test_whatever_sizes_come_all_trials_get_through_and_every_card_holds_what_is_on_it(
+    needs: list[float], cards: list[str], draws: Random
+) -> None:
+    """Ray is played by the first free card that will do; trials end in any order."""
+    free = dict.fromkeys(enumerate(["A100-80GB", *cards]), 1.0)
+    world = World(*(gpu_node(card) for _, card in free), needs_gib=dict(enumerate(needs)), gpus_per_trial="auto")
+    waiting: dict[int, Request] = {}
+    running: dict[int, tuple[Request, tuple[int, str]]] = {}
+    num_ended = 0
+
+    while num_ended < len(needs):
+        first = world.num
+        for offset, request in enumerate(world.ask_all(most=len(needs) - first)):
+            waiting[first + offset] = request
+        for number, request in list(waiting.items()):
+            fits = [
+                one for one in free if free[one] >= request.gpus and (one[1] in request.values or not request.label)
+            ]
+            if fits:
+                free[fits[0]] -= request.gpus
+                running[number] = (waiting.pop(number), fits[0])
+                world.placement.began(str(number))
+        for place in free:
+            on_card = [needs[number] for number, (_, where) in running.items() if where == place]
+            assert 1.05 * sum(on_card) <= GPUS[place[1]].memory_bytes / GIB
+        assert running, "nothing runs, and something waits"
+        number = draws.choice(sorted(running))
+        request, place = running.pop(number)
+        free[place] += request.gpus
+        world.placement.ended(str(number))
+        world.pass_time(draws.choice([0.1, 20.0]))
+        num_ended += 1

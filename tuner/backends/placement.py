@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tuner.backends import StudyVerbs
 from tuner.errors import ResourcesError
+from tuner.front import GIB
 from tuner.placing import Asked, Cluster, Node, Request, has_room, missing_text, nodes_text, request_of, trials_on
 from tuner.trial import TrialSpec
 
@@ -192,9 +193,11 @@ class Placement:
     def _predicted(self, spec: TrialSpec, card: Gpu | None) -> Prediction | None:
         is_only_one = len({node.card for node in self._kinds if node.gpus > 0}) == 1
         if card is None or card.name == self._named or (self._named is None and is_only_one):
-            record = next((record for record in self._study.records if record.number == spec.number), None)
-            return record.prediction if record else None
+            return self._record_prediction(spec)
         return self._study.predict(spec, card)
+
+    def _record_prediction(self, spec: TrialSpec) -> Prediction | None:
+        return next((record.prediction for record in self._study.records if record.number == spec.number), None)
 
     def _say(self, out: _Out, why: str) -> None:
         if out.label not in self._said:
@@ -202,13 +205,11 @@ class Placement:
             log.warning("%s waits for %s: %s", out.label, out.request, why)
 
     def _too_large(self, spec: TrialSpec) -> str:
-        record = next((record for record in self._study.records if record.number == spec.number), None)
-        peak = (
-            f", predicted to need {record.prediction.total_bytes / 2**30:.2f} GiB,"
-            if record and record.prediction
-            else ""
-        )
-        return f"resources: {spec.label}{peak} fits on no node of the cluster; nodes: {nodes_text(self._cluster.nodes)}"
+        found = self._record_prediction(spec)
+        peak = f", predicted to need {found.total_bytes / GIB:.2f} GiB," if found else ""
+        nodes = nodes_text(self._cluster.nodes)
+        cure = f"; objectives.memory.gpu is {self._named}, name a card that is there" if self._named else ""
+        return f"resources: {spec.label}{peak} fits on no node of the cluster; nodes: {nodes}{cure}"
 
     def _waited_for(self, out: _Out) -> str:
         return (
