@@ -24,6 +24,7 @@ MEETING = "tests.workers:MeetingWorker"
 SYNTHETIC = "tuner.worker.synthetic:SyntheticWorker"
 NEEDS_GIB = {1: 3.0, 4: 10.0, 8: 60.0}
 """Rank -> what such a trial is predicted to need: a quarter of a T4, most of one, most of an A100."""
+BY_TWOS = {"resources": {"gpus_per_trial": "auto", "max_trials_per_gpu": 2}}
 SMALL, LARGE = {"search.space.r": {"choices": [1]}}, {"search.space.r": {"choices": [8]}}
 
 
@@ -80,7 +81,7 @@ def ranks(place: Path) -> dict[int, int]:
 def test_trials_of_all_sizes_get_through_each_only_where_it_fits_beside_what_is_there(
     nodes: Nodes, tmp_path: Path
 ) -> None:
-    failure = carry_out(nodes, tmp_path, {"search.num_trials": 12}, PLACED)
+    failure = carry_out(nodes, tmp_path, {"search.num_trials": 9}, PLACED)
 
     assert failure == ""
     assert states(tmp_path) == {TrialState.COMPLETE}
@@ -96,10 +97,10 @@ def test_trials_of_all_sizes_get_through_each_only_where_it_fits_beside_what_is_
         assert needed_gib * 1.05 <= GPUS[nodes.cards[stay.node]].memory_bytes / 2**30
 
 
-def test_four_small_trials_share_each_card_at_the_same_time(nodes: Nodes, tmp_path: Path) -> None:
-    (tmp_path / "meeting").write_text("4 card")
+def test_two_small_trials_share_each_card_at_the_same_time(nodes: Nodes, tmp_path: Path) -> None:
+    (tmp_path / "meeting").write_text("2 card")
 
-    failure = carry_out(nodes, tmp_path, {**SMALL, "search.num_trials": 8}, MEETING)
+    failure = carry_out(nodes, tmp_path, {**SMALL, **BY_TWOS, "search.num_trials": 4}, MEETING)
 
     assert failure == ""
     assert states(tmp_path) == {TrialState.COMPLETE}
@@ -180,7 +181,7 @@ def test_a_worker_much_slower_than_the_others_holds_none_of_them_up(tmp_path: Pa
     (tmp_path / "local").mkdir()
     expected = sweep.run(file, out=tmp_path / "local" / "out", backend="local", worker=SYNTHETIC)
 
-    swept = sweep.run(file, out=tmp_path / "out", backend="ray", worker="tests.workers:SlowWorker")
+    swept = sweep.run(file, out=tmp_path / "out", backend="ray", worker="tests.workers:LaggingWorker")
 
     assert swept.records == expected.records
     assert {record.state for record in swept.records} == {TrialState.COMPLETE}
