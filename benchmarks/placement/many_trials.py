@@ -17,8 +17,8 @@ from pathlib import Path
 
 import ray
 
+from tests.placed_workers import stays_in
 from tests.sweeps import write_sweep
-from tests.workers import stays_in
 from tuner import sweep
 
 NUM_TRIALS, NUM_SLOTS, NUM_SHOWN = 1000, 2, 100
@@ -33,7 +33,7 @@ def main() -> None:
         changes = {"search.num_trials": NUM_TRIALS, "pruning.method": "none", "training.max_steps": 2, "data.test": 0}
         begun_s, begun_cpu_s = time.monotonic(), time.process_time()
         swept = sweep.run(
-            write_sweep(place, changes), out=place / "out", backend="ray", worker="tests.workers:PlacedWorker"
+            write_sweep(place, changes), out=place / "out", backend="ray", worker="tests.placed_workers:PlacedWorker"
         )
         wall_s, cpu_s = time.monotonic() - begun_s, time.process_time() - begun_cpu_s
         stays = stays_in(place)

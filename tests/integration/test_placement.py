@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from tests.driving import drive, ended
+from tests.placed_workers import stays_in, wait_for
 from tests.sweeps import write_sweep
-from tests.workers import stays_in, wait_for
 from tuner import sweep
 from tuner.gpus import GPUS
 from tuner.trial import TrialState
 
 pytestmark = pytest.mark.ray
 
-PLACED = "tests.workers:PlacedWorker"
-MEETING = "tests.workers:MeetingWorker"
+PLACED = "tests.placed_workers:PlacedWorker"
+MEETING = "tests.placed_workers:MeetingWorker"
 SYNTHETIC = "tuner.worker.synthetic:SyntheticWorker"
 NEEDS_GIB = {1: 3.0, 4: 10.0, 8: 60.0}
 """Rank -> what such a trial is predicted to need: a quarter of a T4, most of one, most of an A100."""
@@ -181,7 +181,7 @@ def test_a_worker_much_slower_than_the_others_holds_none_of_them_up(tmp_path: Pa
     (tmp_path / "local").mkdir()
     expected = sweep.run(file, out=tmp_path / "local" / "out", backend="local", worker=SYNTHETIC)
 
-    swept = sweep.run(file, out=tmp_path / "out", backend="ray", worker="tests.workers:LaggingWorker")
+    swept = sweep.run(file, out=tmp_path / "out", backend="ray", worker="tests.placed_workers:LaggingWorker")
 
     assert swept.records == expected.records
     assert {record.state for record in swept.records} == {TrialState.COMPLETE}

@@ -27,7 +27,7 @@ def l4_group(max_nodes: int, *resources: tuple[str, float], **labels: str) -> No
 def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What Ray tells; to be filled."""
     told: dict[str, Any] = {"nodes": [], "groups": ()}
-    monkeypatch.setattr(ray_placement.ray, "nodes", lambda: told["nodes"])
+    monkeypatch.setattr("ray.nodes", lambda: told["nodes"])
     monkeypatch.setattr(ray_placement, "node_groups", lambda: told["groups"])
     return told
 
@@ -80,7 +80,7 @@ def test_a_worker_goes_on_only_to_trials_that_ask_for_the_same_on_the_same_cards
 def test_a_request_for_some_cards_selects_their_nodes() -> None:
     bound = Request(cpus=1, gpus=0.25, label=CARD_LABEL, values=("A100-80GB", "L4-24GB"))
 
-    group = placement_group({REQUEST: bound})
+    group: Any = placement_group({REQUEST: bound})
 
     assert group.bundles == [{"CPU": 1.0, "GPU": 0.25}]
     assert group._bound.kwargs == {"bundle_label_selector": [{CARD_LABEL: "in(A100-80GB,L4-24GB)"}]}
