@@ -28,6 +28,8 @@ class Stay:
     """Ray's id."""
     gpus: str
     """Ids of its GPUs on that node."""
+    process: int
+    """The worker's."""
     begun_s: float
     ended_s: float
 
@@ -58,6 +60,7 @@ class PlacedWorker(SyntheticWorker):
             number=self.number,
             node=self.place()[0],
             gpus=self.place()[1],
+            process=os.getpid(),
             begun_s=self._begun_s,
             ended_s=time.time(),
         )

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import make_config, make_prediction, make_record, make_spec
@@ -184,6 +184,19 @@ def test_a_large_trial_is_overtaken_only_so_often() -> None:
     assert world.ask_all(most=1)
 
 
+def test_a_trial_whose_worker_still_starts_is_not_held_up_for() -> None:
+    world = World(cpu_node(2))
+    world.ask_all()
+    world.placement.placed("1")
+
+    running = "0"
+    for _ in range(20):  # quick ones, one after another, beside the one that starts
+        world.placement.began(running)
+        world.placement.ended(running)
+        assert len(world.ask_all()) == 1
+        running = str(world.num - 1)
+
+
 def test_a_trial_whose_worker_was_lost_waits_again() -> None:
     world = World(cpu_node(1), node_wait_s=10)
     world.ask_all()
@@ -297,6 +310,7 @@ def test_what_no_node_can_ever_run_is_refused_and_what_may_come_is_not() -> None
     require_room(asked, Cluster(nodes=(cpu_node(8),), is_open=True))
 
 
+@settings(derandomize=True, deadline=None)
 @given(
     needs=st.lists(st.sampled_from([1.0, 3.0, 6.0, 13.0, 20.0, 60.0]), min_size=1, max_size=25),
     cards=st.lists(st.sampled_from(["T4-16GB", "L4-24GB", "A100-80GB"]), max_size=3),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import make_prediction
@@ -97,11 +97,13 @@ def test_as_many_trials_run_on_a_node_as_its_cores_and_cards_hold(there: Node, r
     assert trials_on(there, request_) == num
 
 
+@settings(derandomize=True, deadline=None)
 @given(num=st.integers(1, 64))
 def test_as_many_shares_fit_on_a_card_as_it_was_shared_by(num: int) -> None:
     assert trials_on(node(cpus=1000), Request(cpus=1, gpus=share_of(num))) >= num
 
 
+@settings(derandomize=True, deadline=None)
 @given(num_gpus=st.integers(0, 8), num=st.integers(1, 8))
 def test_trials_on_a_node_never_ask_for_more_than_it_has(num_gpus: int, num: int) -> None:
     there, request = node(1000, num_gpus), Request(cpus=1, gpus=share_of(num))
@@ -171,6 +173,7 @@ def test_nodes_that_ray_has_labelled_need_no_label_of_ours() -> None:
     assert (by_ray.label, by_ray.values) == (TYPE_LABEL, ("L4",))
 
 
+@settings(derandomize=True, deadline=None)
 @given(
     names=st.lists(st.sampled_from(sorted(GPUS)), min_size=1, max_size=5),
     gib=st.floats(0.1, 200),

@@ -47,6 +47,8 @@ class _Out:
     label: str
     request: Request
     since_s: float
+    has_place: bool = False
+    """Whether a worker has begun to start for it."""
     is_running: bool = False
     num_overtaken: int = 0
 
@@ -114,13 +116,18 @@ class Placement:
         self._out[key] = _Out(label=spec.label, request=request, since_s=self._clock())
         return request
 
+    def placed(self, key: str) -> None:
+        """Ray has given it a place, where a worker starts."""
+        if (out := self._out.get(key)) is not None:
+            out.has_place = True
+
     def began(self, key: str) -> None:
         """A worker is at it."""
         if (begun := self._out.get(key)) is None:  # stopped while it waited
             return
-        begun.is_running = True
+        begun.has_place = begun.is_running = True
         for other in self._out.values():
-            other.num_overtaken += not other.is_running and other.since_s <= begun.since_s
+            other.num_overtaken += not other.has_place and other.since_s <= begun.since_s
 
     def lost(self, key: str) -> None:
         """Its worker was lost, and it waits for another."""
@@ -176,19 +183,19 @@ class Placement:
 
     def _stuck(self) -> list[_Out]:
         return [
-            out for out in self._out.values() if not out.is_running and not has_room(self._cluster.nodes, out.request)
+            out for out in self._out.values() if not out.has_place and not has_room(self._cluster.nodes, out.request)
         ]
 
     def _is_overtaken(self, slots: int) -> bool:
         alive = [node for node in self._cluster.nodes if node.is_alive]
         return any(
-            not out.is_running and out.num_overtaken >= MOST_OVERTAKING * slots and has_room(alive, out.request)
+            not out.has_place and out.num_overtaken >= MOST_OVERTAKING * slots and has_room(alive, out.request)
             for out in self._out.values()
         )
 
     def _is_held_back(self, out: _Out) -> bool:
         """Whether it waits for one kind of card, while another may be free."""
-        return not out.is_running and bool(out.request.label) and self._clock() > out.since_s + STARTING_S
+        return not out.has_place and bool(out.request.label) and self._clock() > out.since_s + STARTING_S
 
     def _predicted(self, spec: TrialSpec, card: Gpu | None) -> Prediction | None:
         is_only_one = len({node.card for node in self._kinds if node.gpus > 0}) == 1

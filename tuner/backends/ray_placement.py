@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tuner.backends.ray_autoscaler import NodeGroup, node_groups
@@ -17,7 +18,7 @@ from tuner.errors import ResourcesError
 from tuner.placing import CARD_LABEL, TYPE_LABEL, Cluster, Node, Request, has_room, missing_text
 
 if TYPE_CHECKING:
-    from ray.tune.experiment import Trial
+    from ray.tune.execution.tune_controller import TuneController
 
     from tuner.backends.placement import Placement
 
@@ -81,6 +82,21 @@ def _factory(request: Request) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory(
         [bundle], bundle_label_selector=[{request.label: f"in({','.join(request.values)})"}]
     )
+
+
+def first_without_place(tune_controller: TuneController, placement: Placement) -> Trial | None:
+    """The trial that a free worker should go to: the first that waits for a place. The placement is told who has one.
+
+    Tune's own choice is the first that waits, also for a worker that is just starting, which it then ends. So where trials
+    end faster than workers start, a node that joins would never come to work (ray 2.60).
+    """
+    runner = tune_controller._tune_controller  # type: ignore[attr-defined]  # noqa: SLF001 -- it is wrapped
+    is_started, actors = runner._actor_manager.is_actor_started, runner._trial_to_actor  # noqa: SLF001
+    starting = {trial for trial, actor in actors.items() if is_started(actor)}
+    for trial in starting:
+        placement.placed(trial.trial_id)
+    waiting = (trial for trial in runner.get_trials() if trial.status == Trial.PENDING and trial not in starting)
+    return next(waiting, None)
 
 
 class PlacementWatch(tune.Callback):

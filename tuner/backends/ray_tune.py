@@ -31,7 +31,14 @@ from ray.tune.search import Searcher
 
 from tuner.backends import StudyVerbs, TrialWorker, hand_in, worker_environment
 from tuner.backends.placement import Placement, asked_of, require_room
-from tuner.backends.ray_placement import REQUEST, PlacementWatch, placement_group, ray_cluster, reserved
+from tuner.backends.ray_placement import (
+    REQUEST,
+    PlacementWatch,
+    first_without_place,
+    placement_group,
+    ray_cluster,
+    reserved,
+)
 from tuner.errors import TunerError
 from tuner.placing import inspecting_request
 from tuner.trial import Decision, FailReason, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
@@ -108,7 +115,7 @@ class RayBackend:
                 },
                 tune_config=tune.TuneConfig(
                     search_alg=_StudySearcher(verbs, trials, placement),
-                    scheduler=_StudyScheduler(verbs, trials, interruption),
+                    scheduler=_StudyScheduler(verbs, trials, interruption, placement),
                     num_samples=-1,
                     reuse_actors=True,
                 ),
@@ -289,16 +296,17 @@ class _StudySearcher(Searcher):
 class _StudyScheduler(FIFOScheduler):
     """Passes results on to `report` and `tell`."""
 
-    def __init__(self, study: StudyVerbs, trials: _Trials, interruption: _Interruption) -> None:
+    def __init__(self, study: StudyVerbs, trials: _Trials, interruption: _Interruption, placement: Placement) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._study = study
         self._trials = trials
         self._interruption = interruption
+        self._placement = placement
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """Tune asks this in each round: after an interruption workers are told, and those who wait for a place wait no more."""
         if not self._study.is_interrupted:
-            return super().choose_trial_to_run(tune_controller)
+            return first_without_place(tune_controller, self._placement)
         self._interruption.set()
         for trial in tune_controller.get_live_trials():  # type: ignore[no-untyped-call]
             if trial.status == Trial.PENDING:
