@@ -33,6 +33,12 @@ INTERRUPTED = 130
 SweepFile = Annotated[Path, typer.Argument(help="The sweep's YAML file.", show_default=False)]
 SweepDir = Annotated[Path, typer.Argument(help="The sweep's folder.", show_default=False)]
 BackendName = Annotated[str | None, typer.Option("--backend", help="ray or local; as the sweep file says by default.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="A Ray cluster: auto on one of its nodes, or host:port of its head. RAY_ADDRESS by default, else this machine."
+    ),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key.key=value put over the file; repeatable.")]
 
 
@@ -41,22 +47,23 @@ def run(
     sweep_file: SweepFile,
     out: Annotated[Path | None, typer.Option(help="The sweep's folder; reports/<name> by default.")] = None,
     backend: BackendName = None,
+    address: Address = None,
     overrides: Overrides = None,
 ) -> None:
     """Run a sweep and write its report."""
     from tuner import sweep  # noqa: PLC0415 -- keeps --help fast
 
     with _interruptible():
-        _tell(sweep.run(sweep_file, out=out, backend=backend, overrides=overrides or (), view=_view()))
+        _tell(sweep.run(sweep_file, out=out, backend=backend, address=address, overrides=overrides or (), view=_view()))
 
 
 @app.command()
-def resume(folder: SweepDir, backend: BackendName = None) -> None:
+def resume(folder: SweepDir, backend: BackendName = None, address: Address = None) -> None:
     """Go on with a sweep that was interrupted."""
     from tuner import sweep  # noqa: PLC0415 -- keeps --help fast
 
     with _interruptible():
-        _tell(sweep.resume(folder, backend=backend, view=_view()))
+        _tell(sweep.resume(folder, backend=backend, address=address, view=_view()))
 
 
 @app.command()

@@ -5,6 +5,7 @@
     │   ├── ConfigError            the sweep file, or what it names; holds every problem found
     │   ├── FolderError            a sweep's folder exists already, is none, is in use, can't be written
     │   ├── ResourcesError         the cluster has not what a trial asks for
+    │   ├── ClusterError           no cluster answers, it refuses the token, knows no such job, or a job can't be sent to it
     │   ├── LoggingError           a logger that the sweep names can't be set up
     │   ├── PickError              no such trial, or its adapter was not kept
     │   ├── CompareError           sweeps of different tasks can't share a page
@@ -73,6 +74,10 @@ class FolderError(UsageError):
 
 class ResourcesError(UsageError):
     """A trial asks for more than any node of the cluster has."""
+
+
+class ClusterError(UsageError):
+    """A Ray cluster can't be used for what was asked: nobody answers, the token is refused, there is no such job."""
 
 
 class LoggingError(UsageError):

@@ -59,12 +59,13 @@ class Sweep:
         return front(self.records, self.objectives)
 
 
-def run(
+def run(  # noqa: PLR0913 -- each is a choice of the caller
     sweep_file: Path | str,
     *,
     out: Path | str | None = None,
     backend: str | None = None,
     overrides: Sequence[str] = (),
+    address: str | None = None,
     view: View | None = None,
     worker: str = WORKER,
 ) -> Sweep:
@@ -75,6 +76,7 @@ def run(
         out: The sweep's folder, new; `reports/<name>` by default.
         backend: `ray` or `local`; as the file says by default.
         overrides: `key.key=value` each, put over what the file says.
+        address: A Ray cluster: `auto` on one of its nodes, or host:port of its head; else RAY_ADDRESS, else one on this machine.
         view: Shows progress; silent by default.
         worker: Dotted path of what trains; only tests name another.
 
@@ -82,6 +84,7 @@ def run(
         ConfigError: The file, the model or the data is wrong; nothing was written.
         FolderError: The folder is taken or can't be written.
         ResourcesError: No node has what a trial asks for.
+        ClusterError: No cluster answers at the address, or it refuses the token.
         TooManyFailuresError: Trials failed one after another; `resume` goes on from there.
         PausedError: The disk is full; `resume` goes on once there is room.
         KeyboardInterrupt: Ctrl-C or SIGTERM: after the steps under way at the first, at once at the second.
@@ -91,7 +94,7 @@ def run(
     config = load_sweep_file(Path(sweep_file), overrides)
     folder = SweepFolder(Path(out) if out is not None else Path("reports") / config.name)
     folder.require_free()
-    trainer = build_backend(config.resources.backend, worker)
+    trainer = build_backend(config.resources.backend, worker, address)
     try:
         inspection = _inspected(trainer, config, Path(sweep_file))
         folder.create()
@@ -104,12 +107,20 @@ def run(
         trainer.close()
 
 
-def resume(folder: Path | str, *, backend: str | None = None, view: View | None = None, worker: str = WORKER) -> Sweep:
+def resume(
+    folder: Path | str,
+    *,
+    backend: str | None = None,
+    address: str | None = None,
+    view: View | None = None,
+    worker: str = WORKER,
+) -> Sweep:
     """Go on with a sweep that was interrupted: finished trials stay, unfinished ones go on from their last rung.
 
     Args:
         folder: The sweep's folder.
         backend: `ray` or `local`; as before by default.
+        address: A Ray cluster, as in `run`.
         view: Shows progress; silent by default.
         worker: Dotted path of what trains; only tests name another.
 
@@ -117,6 +128,7 @@ def resume(folder: Path | str, *, backend: str | None = None, view: View | None 
         ConfigError: Model or data can no longer be used, or the data is not what the sweep began with.
         FolderError: There is no sweep in the folder, or another process works on it.
         ResourcesError: No node has what a trial asks for.
+        ClusterError: No cluster answers at the address, or it refuses the token.
         TooManyFailuresError: Trials failed one after another.
         PausedError: The disk is full; `resume` goes on once there is room.
         KeyboardInterrupt: As with `run`.
@@ -127,7 +139,7 @@ def resume(folder: Path | str, *, backend: str | None = None, view: View | None 
     config = load_sweep_file(sweep_folder.sweep_file, overrides)
     with sweep_folder.locked():
         study = open_study(sweep_folder.journal, config)
-        trainer = build_backend(config.resources.backend, worker)
+        trainer = build_backend(config.resources.backend, worker, address)
         try:
             inspection = _inspected(trainer, config, sweep_folder.sweep_file)
             _require_same_data(study.inspection, inspection, config, sweep_folder.sweep_file)

@@ -103,6 +103,7 @@ HOMES = {
     "pydantic_core": ("tuner.dimensions", "tuner.sweep_file"),
     "ray": (
         "tuner.backends.ray_autoscaler",
+        "tuner.backends.ray_connection",
         "tuner.backends.ray_logging",
         "tuner.backends.ray_placement",
         "tuner.backends.ray_tune",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from tuner.errors import ClusterError
 from tuner.trial import (
     Decision,
     Inspection,
@@ -141,17 +142,23 @@ def worker_environment(config: SweepConfig) -> dict[str, str]:
     }
 
 
-def build_backend(name: str, worker: str = WORKER) -> Backend:
+def build_backend(name: str, worker: str = WORKER, address: str | None = None) -> Backend:
     """The backend of that name.
 
     Args:
         name: `ray` or `local`.
         worker: Dotted path of a `WorkerFactory`.
+        address: Of a Ray cluster.
+
+    Raises:
+        ClusterError: The local backend has no cluster.
     """
     if name == "local":
+        if address is not None:
+            raise ClusterError(f"--address {address} names a Ray cluster, and the sweep's resources.backend is local")
         from tuner.backends.local import LocalBackend  # noqa: PLC0415 -- one backend is enough
 
         return LocalBackend(worker)
     from tuner.backends.ray_tune import RayBackend  # noqa: PLC0415 -- ray takes two seconds to import
 
-    return RayBackend(worker)
+    return RayBackend(worker, address)

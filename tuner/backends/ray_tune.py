@@ -8,7 +8,6 @@ records trials that were stopped early as complete, and swallows errors of `tell
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import pkgutil
@@ -31,6 +30,7 @@ from ray.tune.search import Searcher
 
 from tuner.backends import StudyVerbs, TrialWorker, hand_in, worker_environment
 from tuner.backends.placement import Placement, asked_of, require_room
+from tuner.backends.ray_connection import join_cluster
 from tuner.backends.ray_placement import (
     REQUEST,
     PlacementWatch,
@@ -70,14 +70,16 @@ _QUIET = {
 
 
 class RayBackend:
-    """Carries out trials on a Ray cluster: the one that RAY_ADDRESS names, or one of its own on this machine.
+    """Carries out trials on a Ray cluster: the one at an address or that RAY_ADDRESS names, or one of its own on this machine.
 
     Args:
         worker: Dotted path of a `WorkerFactory`.
+        address: `auto` on a node of the cluster, or host:port of its head.
     """
 
-    def __init__(self, worker: str) -> None:
+    def __init__(self, worker: str, address: str | None = None) -> None:
         self._worker = worker
+        self._address = address
         self._owns_cluster = False
 
     def inspect(self, config: SweepConfig) -> Inspection:
@@ -139,8 +141,7 @@ class RayBackend:
         os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
         if ray.is_initialized():
             return
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        logging.getLogger("ray").setLevel(logging.ERROR)
+        join_cluster(self._address)
         self._owns_cluster = True
 
 
