@@ -49,7 +49,7 @@ LAYERS = (
     ("tuner.study",),
     ("tuner.backends", "tuner.report"),
     ("tuner.planning", "tuner.sweep"),
-    ("tuner.exporting", "tuner.watching"),
+    ("tuner.cluster", "tuner.exporting", "tuner.watching"),
     ("tuner", "tuner.cli"),
     ("tuner.__main__",),
 )

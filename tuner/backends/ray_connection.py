@@ -13,7 +13,7 @@ import socket
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.services import canonicalize_bootstrap_address_or_die
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # not in its stub
 from ray.exceptions import AuthenticationError, RpcError
 
 from tuner.errors import ClusterError

@@ -1,6 +1,7 @@
-"""Before a sweep is resumed by a new job: has its sweep file name the inputs where they lie now. Runs on the cluster.
+"""Has the sweep file in a sweep's folder name the inputs where they lie now. Runs on the cluster, and where a sweep is fetched to.
 
-The inputs travel with a job, and another session of Ray unpacks them elsewhere. `resume` itself makes sure that the data is the same.
+The inputs travel with a job, and another session of Ray unpacks them elsewhere. `resume` itself makes sure that the data is
+the same.
 
     python -m tuner.cluster.moved sweep.yaml FOLDER
 """

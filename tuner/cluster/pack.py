@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import signal
 import sys
 import tarfile
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -43,15 +45,19 @@ def told(archive: Path, logs: Path, node: str) -> str:
     return PACKED + json.dumps({**facts, "size_bytes": archive.stat().st_size})
 
 
+def _global_node() -> Any:  # noqa: ANN401 -- Ray's own
+    return ray._private.worker._global_node  # noqa: SLF001 -- there is no public way to the log folder (ray 2.60)
+
+
 def main() -> None:
     """Pack, tell, and wait to be stopped."""
     folder = Path(sys.argv[1])
     if not (folder / "sweep.yaml").is_file():
         sys.exit(f"error: there is no sweep in {folder} on the cluster (yet)")
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
     is_taken = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: is_taken.set())
-    ray.init(log_to_driver=False, logging_level="ERROR")
-    logs = Path(ray._private.worker._global_node.get_logs_dir_path())  # noqa: SLF001 -- no public way (ray 2.60)
+    signal.signal(signal.SIGTERM, lambda *_: is_taken.set())  # in place of Ray's own
+    logs = Path(_global_node().get_logs_dir_path())
     with tempfile.TemporaryDirectory(prefix="tuner-fetch-", dir=logs) as place:
         archive = Path(place) / "sweep.tar.gz"
         pack(folder, archive)
