@@ -102,3 +102,11 @@ class SteppingWorker(SyntheticWorker):
         partial.replace(kept)
         with (self._folder.parent / "reached").open("a", encoding="utf-8") as file:
             file.write(f"{self._spec.number} {self._steps}\n")
+
+
+class SlowWorker(SyntheticWorker):
+    """Takes its time for a rung, as one that trains would."""
+
+    def advance(self) -> Result:
+        time.sleep(0.5)
+        return super().advance()

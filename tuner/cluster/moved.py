@@ -1,4 +1,4 @@
-"""Has the sweep file in a sweep's folder name the inputs where they lie now. Runs on the cluster, and where a sweep is fetched to.
+"""Has a sweep folder's sweep file name the inputs where they lie now. Runs on the cluster, and where a sweep is fetched to.
 
 The inputs travel with a job, and another session of Ray unpacks them elsewhere. `resume` itself makes sure that the data is
 the same.
