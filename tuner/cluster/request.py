@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import tuner
 from tuner.cluster.parcel import SWEEP_FILE
 from tuner.errors import ClusterError
 
@@ -85,7 +84,7 @@ def _stop_gently() -> dict[str, str]:
 
 
 def _own_code() -> dict[str, object]:
-    return {"py_modules": [str(Path(tuner.__file__).parent)]}
+    return {"py_modules": [str(Path(__file__).parents[1])]}
 
 
 def _installation() -> dict[str, object]:
