@@ -80,9 +80,9 @@ def ray_head(
     process = subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT)
     try:
         head = Head(address=f"127.0.0.1:{gcs}", dashboard=f"http://127.0.0.1:{dashboard}", folder=folder, env=env)
-        wait_for(lambda: _answers(dashboard) or process.poll() is not None, 90)
+        wait_for(lambda: _answers(dashboard) or process.poll() is not None, 200)
         assert process.poll() is None, (folder / "start.log").read_text()
-        wait_for(lambda: token or head.alive(), 60)  # this process shows no token
+        wait_for(lambda: token or head.alive(), 200)  # this process shows no token
         yield head
     finally:
         _end(process, folder)
@@ -181,7 +181,8 @@ def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 def _children(pid: int) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive=True)
+        found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+        return found
     return []
 
 

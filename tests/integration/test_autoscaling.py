@@ -69,7 +69,7 @@ def test_nodes_come_when_trials_wait_and_go_when_idle(tmp_path: Path) -> None:
 def test_a_node_that_is_killed_while_a_sweep_runs_costs_no_trial(tmp_path: Path) -> None:
     with ray_head(num_cpus=1, autoscaling=NODE_TYPES) as head:
         driver = started(tmp_path, head, {"search.num_trials": 8})
-        wait_for(lambda: is_begun(tmp_path, 1) or driver.poll() is not None, 90)
+        wait_for(lambda: is_begun(tmp_path, 1) or driver.poll() is not None, 200)
         raylets = node_processes(head)
         raylets[0].kill()
         printed = driver.communicate()[1]
