@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +177,53 @@ def test_what_a_pod_requests_is_what_it_may_use() -> None:
     for pod in pods().values():
         resources = pod["containers"][0]["resources"]
         assert resources["requests"] == resources["limits"]
+
+
+def stand_in(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    (folder / name).chmod(0o755)
+
+
+def run_slurm_script(folder: Path) -> tuple[int, list[str]]:
+    """Exit code, and the words that each node would run; Slurm and Ray are stand-ins, and the sweep is over at once."""
+    bins = folder / "bin"
+    bins.mkdir(exist_ok=True)
+    stand_in(bins, "scontrol", "echo node1; echo node2")
+    stand_in(bins, "hostname", "echo 10.0.0.1 fe80::1")
+    stand_in(bins, "srun", 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"')
+    stand_in(
+        bins,
+        "ray",
+        'echo "$@"; stat -c "mode %a" "$RAY_AUTH_TOKEN_PATH"; mkdir -p reports/mine; touch reports/mine/report.html',
+    )
+    slurm = {
+        "JOB_ID": "7",
+        "JOB_NODELIST": "node[1-2]",
+        "JOB_NUM_NODES": "2",
+        "CPUS_PER_TASK": "8",
+        "GPUS_ON_NODE": "4",
+    }
+    env = {"PATH": f"{bins}:{os.environ['PATH']}"} | {f"SLURM_{name}": value for name, value in slurm.items()}
+    done = subprocess.run(
+        ["bash", str(SLURM), "mine.yaml"], env=env, cwd=folder, capture_output=True, text=True, check=False
+    )
+    return done.returncode, [*done.stdout.split(), *done.stderr.splitlines()]
+
+
+def test_the_slurm_script_runs_the_sweep_on_all_nodes_and_removes_its_token(tmp_path: Path) -> None:
+    code, words = run_slurm_script(tmp_path)
+
+    sweep = f"-- tuner run mine.yaml --out {tmp_path}/reports/mine --address 10.0.0.1:6379 mode 600"
+    start = "symmetric-run --address 10.0.0.1:6379 --min-nodes 2 --num-cpus=8 --num-gpus=4"
+    assert " ".join(words) == f"{start} {sweep}"
+    assert code == 0
+    assert list(tmp_path.glob(".ray-token*")) == []
+
+
+def test_the_slurm_script_resumes_a_sweep_that_was_begun(tmp_path: Path) -> None:
+    (tmp_path / "reports" / "mine").mkdir(parents=True)
+    (tmp_path / "reports" / "mine" / "study.journal").touch()
+
+    _, words = run_slurm_script(tmp_path)
+
+    assert f"-- tuner resume {tmp_path}/reports/mine --address" in " ".join(words)
