@@ -89,6 +89,13 @@ def test_the_tuner_commands_in_a_file_exist(file: Path) -> None:
 
 
 @each_file
+def test_the_sweeps_that_a_file_names_exist(file: Path) -> None:
+    named = re.findall(r"search_spaces/\S+\.yaml", file.read_text(encoding="utf-8"))
+
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+@each_file
 def test_images_are_of_the_ray_that_is_pinned(file: Path) -> None:
     tags = IMAGES.findall(file.read_text(encoding="utf-8"))
 
