@@ -107,6 +107,6 @@ class SteppingWorker(SyntheticWorker):
 class SlowWorker(SyntheticWorker):
     """Takes its time for a rung, as one that trains would."""
 
-    def advance(self) -> Result:
+    def advance(self) -> Metrics | Outcome:
         time.sleep(0.5)
         return super().advance()
