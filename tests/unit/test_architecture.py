@@ -50,6 +50,7 @@ LAYERS = (
     ("tuner.backends", "tuner.report"),
     ("tuner.planning", "tuner.sweep"),
     ("tuner.cluster", "tuner.exporting", "tuner.watching"),
+    ("tuner.cluster_cli",),
     ("tuner", "tuner.cli"),
     ("tuner.__main__",),
 )
@@ -115,7 +116,7 @@ HOMES = {
     "scipy": ("tuner.report", WORKER),
     "torch": (WORKER, PREDICTOR),
     "transformers": (WORKER, PREDICTOR),
-    "typer": ("tuner.cli",),
+    "typer": ("tuner.cli", "tuner.cluster_cli"),
 }
 """Library -> the only modules or folders that import it, at whatever depth."""
 
