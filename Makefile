@@ -51,8 +51,10 @@ types: setup
 unit: setup
 	$(BIN)/pytest tests/unit
 
+# Studies in a database are tested with a real PostgreSQL; Debian's is taken where there is none.
 integration: setup
-	$(BIN)/pytest tests/integration tests/gpu
+	command -v initdb || ls /usr/lib/postgresql/*/bin/initdb || (apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql)
+	TUNER_REQUIRE_POSTGRES=1 $(BIN)/pytest tests/integration tests/gpu
 
 # The report is tested in a real browser; Debian's Chromium is taken where there is none.
 browser: setup

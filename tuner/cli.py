@@ -61,12 +61,20 @@ def run(
 
 
 @app.command()
-def resume(folder: SweepDir, backend: BackendName = None, address: Address = None) -> None:
+def resume(
+    folder: Annotated[
+        str,
+        typer.Argument(help="The sweep's folder; or its resources.storage, on another machine.", show_default=False),
+    ],
+    out: Annotated[Path | None, typer.Option(help="With a storage: a new folder; reports/<name> by default.")] = None,
+    backend: BackendName = None,
+    address: Address = None,
+) -> None:
     """Go on with a sweep that was interrupted."""
     from tuner import sweep  # noqa: PLC0415 -- keeps --help fast
 
     with _interruptible():
-        _tell(sweep.resume(folder, backend=backend, address=address, view=_view()))
+        _tell(sweep.resume(folder, out=out, backend=backend, address=address, view=_view()))
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from tuner.addresses import JOURNAL, files_address, study_address
 from tuner.dimensions import Section, wrong
 from tuner.gpus import gpu_named
 from tuner.space_config import NotNegative, Positive, SpaceConfig
@@ -299,6 +300,9 @@ class ResourcesConfig(Section):
     heartbeat_limit_s: Positive = 1800.0
     """With `backend: ray`: a trial that makes no step and scores no batch for so long is taken to hang. Its process is ended, and
     another goes on from the last rung; at the second time the trial fails."""
+    storage: Annotated[str, AfterValidator(files_address)] | None = None
+    """Where checkpoints and adapters go if the nodes share no file system: `s3://bucket/folder`, or another that pyarrow reaches;
+    the sweep's folder by default; see [storage](storage.md)."""
     max_failures_in_a_row: Annotated[int, Field(ge=1)] = 5
     """The sweep ends when this many trials fail one after another."""
 
@@ -306,6 +310,14 @@ class ResourcesConfig(Section):
     def uses_gpu(self) -> bool:
         """Whether trials train on a GPU."""
         return self.gpus_per_trial == "auto" or self.gpus_per_trial > 0
+
+
+class StudyConfig(Section):
+    """Where the sweep's trials are written down."""
+
+    storage: Annotated[str, AfterValidator(study_address)] = JOURNAL
+    """`journal` is a file in the sweep's folder; `postgresql://user@host:port/database` a database, its password in PGPASSWORD or
+    ~/.pgpass; see [storage](storage.md)."""
 
 
 class BaselinesConfig(Section):
@@ -357,6 +369,7 @@ class SweepConfig(Section):
     objectives: ObjectivesConfig = ObjectivesConfig()
     pruning: PruningConfig = PruningConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    study: StudyConfig = StudyConfig()
     baselines: BaselinesConfig = BaselinesConfig()
     confirm: ConfirmConfig = ConfirmConfig()
     logging: Annotated[tuple[LoggerName, ...], Field(strict=False), AfterValidator(_distinct)] = ()

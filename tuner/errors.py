@@ -4,6 +4,7 @@
     ├── UsageError                 exit code 2: the person at the keyboard can mend it
     │   ├── ConfigError            the sweep file, or what it names; holds every problem found
     │   ├── FolderError            a sweep's folder exists already, is none, is in use, can't be written
+    │   ├── StorageError           a database or an object storage does not answer, or refuses
     │   ├── ResourcesError         the cluster has not what a trial asks for
     │   ├── ClusterError           no cluster answers, it refuses the token, knows no such job, or a job can't be sent to it
     │   ├── LoggingError           a logger that the sweep names can't be set up
@@ -70,6 +71,10 @@ class ConfigError(UsageError):
 
 class FolderError(UsageError):
     """The sweep's folder can't be used for what was asked."""
+
+
+class StorageError(UsageError):
+    """A database or an object storage does not answer, or refuses; nothing that it has taken is lost."""
 
 
 class ResourcesError(UsageError):

@@ -2,7 +2,7 @@
 
 reports/quickstart/
     sweep.yaml          the sweep as resolved
-    study.journal       every trial; optuna-dashboard opens it
+    study.journal       every trial, unless `study.storage` names a database; optuna-dashboard opens it
     report.html, report.md, summary.json, trials.csv, front.csv, front.png, front.svg
     adapters/           trial-0007/ in PEFT's format, for the trials on the front
     checkpoints/        trial-0009/ while a trial runs or is paused, or may still be audited
@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from tuner.errors import FolderError, PausedError
 from tuner.front import Objective, front
+from tuner.storage import ADAPTERS, CHECKPOINTS, Files, LocalFiles
 from tuner.trial import TrialRecord, TrialState, folder_name
+
+_IN_DATABASE = re.compile(r"^\s+storage: *['\"]?postgresql://", re.MULTILINE)
+"""`study.storage` in a sweep.yaml, as `sweep_file` writes it."""
 
 
 class SweepFolder:
@@ -30,20 +34,22 @@ class SweepFolder:
 
     Args:
         path: The folder; need not exist yet.
+        files: Where checkpoints and adapters are; in the folder by default.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: Files | None = None) -> None:
         self.path = path
+        self._files = files or LocalFiles(path)
         self.sweep_file = path / "sweep.yaml"
         self.journal = path / "study.journal"
 
     def adapter(self, number: int) -> Path:
         """Where a finished trial's adapter is kept."""
-        return self.path / "adapters" / folder_name(number)
+        return self.path / ADAPTERS / folder_name(number)
 
     def checkpoint(self, number: int) -> Path:
         """Where a running trial leaves its state."""
-        return self.path / "checkpoints" / folder_name(number)
+        return self.path / CHECKPOINTS / folder_name(number)
 
     def require_free(self) -> None:
         """Make sure that a new sweep can begin here; writes nothing that stays.
@@ -56,9 +62,10 @@ class SweepFolder:
         except OSError as error:
             msg = f"{self.path} can't be read: {error.strerror}"
             raise FolderError(msg) from error
-        if any(begun) and not all(begun):
+        is_begun = all(begun) or (begun[0] and not self._keeps_journal())
+        if any(begun) and not is_begun:
             raise FolderError(f"{self.path} holds a sweep that was killed before its first trial; remove the folder")
-        if all(begun):
+        if is_begun:
             msg = f"{self.path} holds a sweep already; go on with `tuner resume {self.path}`, or choose another folder with --out"
             raise FolderError(msg)
         require_empty(self.path)
@@ -70,10 +77,25 @@ class SweepFolder:
         Raises:
             FolderError: There is none.
         """
-        missing = [file.name for file in (self.sweep_file, self.journal) if not file.is_file()]
+        needed = (self.sweep_file, self.journal) if self._keeps_journal() else (self.sweep_file,)
+        missing = [file.name for file in needed if not file.is_file()]
         if missing:
             msg = f"{self.path} holds no sweep: no {' and no '.join(missing)} in it"
             raise FolderError(msg)
+
+    def _keeps_journal(self) -> bool:
+        """Whether the sweep's trials stand in a file here; a glance, for who asks may not need to read the sweep."""
+        if not self.sweep_file.is_file():
+            return True
+        return _IN_DATABASE.search(self.sweep_file.read_text(encoding="utf-8", errors="replace")) is None
+
+    def identity(self) -> bytes:
+        """What no other sweep has: its journal's first line, or its name in its database."""
+        if self._keeps_journal():
+            with self.journal.open("rb") as journal:
+                return journal.readline()
+        text = self.sweep_file.read_bytes()
+        return b"".join(line for line in text.splitlines() if line.lstrip().startswith((b"name:", b"storage:")))
 
     def create(self) -> None:
         """Make the folder."""
@@ -130,9 +152,8 @@ class SweepFolder:
 
     def hand_over(self, from_number: int, to_number: int) -> None:
         """Give a trial's checkpoint to the one that goes on from it; nothing is done where there is none."""
-        checkpoint = self.checkpoint(from_number)
-        if checkpoint.is_dir():
-            checkpoint.rename(self.checkpoint(to_number))
+        if folder_name(from_number) in self._files.names(CHECKPOINTS):
+            self._files.move(f"{CHECKPOINTS}/{folder_name(from_number)}", f"{CHECKPOINTS}/{folder_name(to_number)}")
 
     def settle(
         self, records: Sequence[TrialRecord], objectives: Sequence[Objective], *, keep_stopped: bool = False
@@ -147,21 +168,25 @@ class SweepFolder:
             keep_stopped: Leave the checkpoints of stopped trials, for an audit to go on from.
         """
         on_front = {record.number for record in front(records, objectives)}
+        begun, trained = self._files.names(CHECKPOINTS), self._files.names(ADAPTERS)
         for record in records:
             if record.state.is_open:
                 continue
+            name, is_kept = folder_name(record.number), record.number in on_front
             may_go_on = keep_stopped and record.state is TrialState.PRUNED and record.spec.is_searched
-            self._settle(record.number, is_kept=record.number in on_front, may_go_on=may_go_on)
+            if name in begun and not may_go_on:
+                self._end(name, is_kept=is_kept)
+            if name in trained and not is_kept:
+                self._files.remove(f"{ADAPTERS}/{name}")
 
-    def _settle(self, number: int, *, is_kept: bool, may_go_on: bool) -> None:
-        checkpoint, adapter = self.checkpoint(number), self.adapter(number)
-        if not is_kept:
-            _remove((adapter,) if may_go_on else (checkpoint, adapter))
-            return
-        for trained in sorted(checkpoint.glob("step-*/adapter")):
-            adapter.parent.mkdir(exist_ok=True)
-            trained.rename(adapter)
-        _remove((checkpoint,))
+    def _end(self, name: str, *, is_kept: bool) -> None:
+        """Keep a trial's adapter, if that is asked for, and remove its checkpoints."""
+        place = f"{CHECKPOINTS}/{name}"
+        if is_kept:
+            steps = [step for step in self._files.names(place) if "adapter" in self._files.names(f"{place}/{step}")]
+            for step in steps[-1:]:
+                self._files.move(f"{place}/{step}/adapter", f"{ADAPTERS}/{name}")
+        self._files.remove(place)
 
     def _probe(self) -> None:
         made = [parent for parent in (self.path, *self.path.parents) if not parent.exists()]
@@ -187,9 +212,3 @@ def require_empty(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         msg = f"{path} exists and is no empty folder; choose another"
         raise FolderError(msg)
-
-
-def _remove(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        if folder.exists():
-            shutil.rmtree(folder)

@@ -1,13 +1,14 @@
-"""A sweep's journal file: two Optuna studies, the search and what stands beside it. Runs on the driver; talks to Optuna.
+"""A sweep's journal: two Optuna studies, the search and what stands beside it. Runs on the driver; talks to Optuna.
 
-Everything is written here before it is acted on, so that a killed driver loses nothing. `optuna-dashboard` opens the file.
+It is a file, or tables in a database. Everything is written here before it is acted on, so that a killed driver loses nothing.
+`optuna-dashboard` opens both.
 """
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,7 +17,8 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.study import StudyDirection
 from pydantic import TypeAdapter, ValidationError
 
-from tuner.errors import FolderError
+from tuner.addresses import JOURNAL
+from tuner.errors import FolderError, StorageError
 from tuner.journal_file import MEND, JournalFile, attribute_line, make_file, mend, wrong
 from tuner.prediction import Prediction
 from tuner.trial import Inspection, Metrics, Outcome, ParamValue, TrialRecord, TrialSpec, TrialState
@@ -24,7 +26,12 @@ from tuner.trial import Inspection, Metrics, Outcome, ParamValue, TrialRecord, T
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from tuner.config import SweepConfig
     from tuner.front import Objective
+    from tuner.postgres import PostgresStorage
+
+Place = Path | str
+"""Where a journal is: a file, or a database's address."""
 
 SPEC, METRICS, OUTCOME, INSPECTION, PAUSED, ELAPSED = "spec", "metrics", "outcome", "inspection", "paused", "elapsed_s"
 PREDICTION = "prediction"
@@ -61,12 +68,20 @@ class Journal:
         search: The study of the search.
         beside: Baselines and audits: a study of their own, which no sampler sees.
         file: Where both lie, for what is said of damage; None where they lie in no file.
+        let_go: Gives back what holds a database's study.
     """
 
-    def __init__(self, search: optuna.Study, beside: optuna.Study, file: Path | None = None) -> None:
+    def __init__(
+        self,
+        search: optuna.Study,
+        beside: optuna.Study,
+        file: Path | None = None,
+        let_go: Callable[[], None] = lambda: None,
+    ) -> None:
         self._search = search
         self._beside = beside
         self._file = file
+        self.let_go = let_go
         self._trials: dict[int, tuple[optuna.Study, FrozenTrial]] = {}
 
     def load_records(self) -> tuple[TrialRecord, ...]:
@@ -214,28 +229,57 @@ class Journal:
         study._storage.set_trial_user_attr(trial._trial_id, key, value)  # noqa: SLF001 -- after a restart there is no optuna.Trial
 
 
+def place_of(file: Path, config: SweepConfig) -> Place:
+    """Where a sweep's journal is.
+
+    Args:
+        file: The one in its folder, which `study.storage` may name no use for.
+        config: The sweep.
+    """
+    return file if config.study.storage == JOURNAL else config.study.storage
+
+
+def require_new(place: Place, name: str) -> None:
+    """Make sure that a database answers and has no such study yet; of a file the folder knows.
+
+    Raises:
+        FolderError: There is a study of that name.
+        StorageError: The database does not answer.
+    """
+    if isinstance(place, str):
+        storage = _database(place)
+        _clear(storage, place, name, is_dry=True)
+        storage.close()
+
+
 def create_journal(
-    file: Path,
+    place: Place,
     name: str,
     objectives: Sequence[Objective],
     inspection: Inspection,
     points: Sequence[Mapping[str, ParamValue]] = (),
 ) -> Journal:
-    """Begin a sweep's journal in a new file.
+    """Begin a sweep's journal.
 
     Args:
-        file: Of the journal; its folder exists.
+        place: A new file, whose folder exists, or a database without such a study.
         name: The sweep's.
         objectives: The sweep's.
         inspection: What was found out about model and data.
         points: To be tried first.
 
     Raises:
-        FolderError: The file can't be written.
+        FolderError: The file can't be written, or another driver writes in the database.
+        StorageError: The database does not answer.
     """
-    make_file(file)
-    journal = Journal(*_created(_storage(JournalFile(file)), name, objectives), file)
-    return _begun(journal, inspection, points)
+    if isinstance(place, Path):
+        make_file(place)
+        journal = Journal(*_created(_storage(JournalFile(place)), name, objectives), place)
+        return _begun(journal, inspection, points)
+    storage = _database(place, name)
+    with _let_go_on_error(storage):
+        _clear(storage, place, name, is_dry=False)
+        return _begun(Journal(*_created(storage, name, objectives), None, storage.close), inspection, points)
 
 
 def memory_journal(name: str, objectives: Sequence[Objective], inspection: Inspection) -> Journal:
@@ -244,31 +288,73 @@ def memory_journal(name: str, objectives: Sequence[Objective], inspection: Inspe
     return _begun(Journal(*_created(InMemoryStorage(), name, objectives)), inspection, ())
 
 
-def open_journal(file: Path, name: str, *, is_read_only: bool = True) -> Journal:
+def open_journal(place: Place, name: str, *, is_read_only: bool = True) -> Journal:
     """Read a sweep's journal.
 
     Args:
-        file: Of the journal.
+        place: The file, or the database.
         name: The sweep's.
-        is_read_only: Another driver may be writing. If not, hold the folder's lock: a line that was never finished is cut off.
+        is_read_only: Another driver may be writing. If not, hold the folder's lock: a line that was never finished is cut off,
+            and a database's study is held.
 
     Raises:
-        FolderError: The file is no journal of this sweep, or is damaged.
+        FolderError: There is no journal of this sweep, it is damaged, or another driver writes in the database.
+        StorageError: The database does not answer.
     """
+    if isinstance(place, str):
+        database = _database(place, None if is_read_only else name)
+        with _let_go_on_error(database):
+            return Journal(*_loaded(database, place, name), None, database.close)
     if not is_read_only:
-        mend(file)
-    backend = JournalFile(file, is_read_only=is_read_only)
+        mend(place)
+    backend = JournalFile(place, is_read_only=is_read_only)
     with backend.replaying():
         storage = _storage(backend)
+    return Journal(*_loaded(storage, place, name), place)
+
+
+def _loaded(storage: BaseStorage, place: Place, name: str) -> tuple[optuna.Study, optuna.Study]:
     try:
         search, beside = (optuna.load_study(storage=storage, study_name=study) for study in _names(name))
     except KeyError as error:
         msg = (
-            f"{file} holds no study named {name!r}: it is of another sweep, or of one that was killed before it began; "
+            f"{place} holds no study named {name!r}: it is of another sweep, or of one that was killed before it began; "
             "then remove its folder and run it again"
         )
         raise FolderError(msg) from error
-    return Journal(search, beside, file)
+    return search, beside
+
+
+@contextlib.contextmanager
+def _let_go_on_error(storage: PostgresStorage) -> Iterator[None]:
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(storage.close)
+        yield
+        on_error.pop_all()
+
+
+def _database(address: str, holding: str | None = None) -> PostgresStorage:
+    """Optuna's tables; with a name, that sweep is held until they are closed."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        from tuner.postgres import open_storage  # noqa: PLC0415 -- its driver library is an extra
+    except ModuleNotFoundError as error:
+        msg = f"study.storage: {address} needs the package {error.name}: pip install 'tuner[postgres]'"
+        raise StorageError(msg) from None
+    return open_storage(address, holding)
+
+
+def _clear(storage: BaseStorage, address: str, name: str, *, is_dry: bool) -> None:
+    """Refuse a name that is taken; what a driver left that was killed before its sweep had begun goes."""
+    for study in storage.get_all_studies():
+        if study.study_name == name and INSPECTION in study.user_attrs:
+            msg = (
+                f"{address} holds a study named {name!r} already; go on with `tuner resume` and the folder of that sweep, or "
+                "choose another `name`"
+            )
+            raise FolderError(msg)
+        if study.study_name in _names(name) and not is_dry:
+            storage.delete_study(study._study_id)  # noqa: SLF001 -- optuna's own delete_study opens the storage anew
 
 
 def _begun(journal: Journal, inspection: Inspection, points: Sequence[Mapping[str, ParamValue]]) -> Journal:

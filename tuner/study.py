@@ -17,7 +17,7 @@ from tuner.beside import after_search
 from tuner.errors import ResourcesError
 from tuner.feasibility import misfit, too_large
 from tuner.front import GIB, has_begun, objectives_of
-from tuner.journal import Journal, SearchTrial, create_journal, open_journal
+from tuner.journal import Journal, SearchTrial, create_journal, open_journal, place_of
 from tuner.prediction import Prediction
 from tuner.recommend import baseline_specs, starting_points
 from tuner.sampler import propose
@@ -66,6 +66,7 @@ class Study:
     ) -> None:
         self._propose = propose
         self._journal = journal
+        self.close = journal.let_go  # a database's study is held
         self._config = config
         self._clock = clock
         self._start_s = clock() - journal.elapsed_s
@@ -385,15 +386,16 @@ def _new_steps(record: TrialRecord, metrics: Metrics) -> int:
 
 
 def create_study(file: Path, config: SweepConfig, inspection: Inspection) -> Study:
-    """Begin a sweep's study in a new journal file; recommended starting points wait in it to be tried first."""
+    """Begin a sweep's study in a new journal; recommended starting points wait in it to be tried first."""
     points = starting_points(config, inspection)[: config.search.num_trials]
-    return Study(create_journal(file, config.name, objectives_of(config), inspection, points), config)
+    place, objectives = place_of(file, config), objectives_of(config)
+    return Study(create_journal(place, config.name, objectives, inspection, points), config)
 
 
 def open_study(file: Path, config: SweepConfig, clock: Callable[[], float] = time.monotonic) -> Study:
     """Read a sweep's study from its journal, to go on with it; the folder's lock is held.
 
     Raises:
-        FolderError: The file is no journal of this sweep, or is damaged.
+        FolderError: There is no journal of this sweep, it is damaged, or another driver writes in the database.
     """
-    return Study(open_journal(file, config.name, is_read_only=False), config, clock)
+    return Study(open_journal(place_of(file, config), config.name, is_read_only=False), config, clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +14,10 @@ from tuner.errors import ConfigError, PausedError, Problem, TooManyFailuresError
 from tuner.folder import SweepFolder
 from tuner.front import Objective, front, objectives_of
 from tuner.interrupts import interruptible
-from tuner.journal import open_journal
+from tuner.journal import open_journal, place_of, require_new
+from tuner.lease import held
 from tuner.live import NoView, View
+from tuner.mirror import Mirror, bring_sweep, files_of, require_answer, require_unused
 from tuner.predictor import predicting
 from tuner.redaction import keepable
 from tuner.report import write_report
@@ -82,7 +85,8 @@ def run(  # noqa: PLR0913 -- each is a choice of the caller
 
     Raises:
         ConfigError: The file, the model or the data is wrong; nothing was written.
-        FolderError: The folder is taken or can't be written.
+        FolderError: The folder is taken or can't be written, or the sweep's name is taken in the database.
+        StorageError: The database or the object storage does not answer.
         ResourcesError: No node has what a trial asks for.
         ClusterError: No cluster answers at the address, or it refuses the token.
         TooManyFailuresError: Trials failed one after another; `resume` goes on from there.
@@ -92,17 +96,21 @@ def run(  # noqa: PLR0913 -- each is a choice of the caller
     if backend is not None:
         overrides = (*overrides, f"resources.backend={backend}")
     config = load_sweep_file(Path(sweep_file), overrides)
-    folder = SweepFolder(Path(out) if out is not None else Path("reports") / config.name)
+    files = files_of(config)
+    folder = SweepFolder(Path(out) if out is not None else Path("reports") / config.name, files)
     folder.require_free()
+    require_new(place_of(folder.journal, config), config.name)
+    require_unused(files)
     trainer = build_backend(config.resources.backend, worker, address)
     try:
         inspection = _inspected(trainer, config, Path(sweep_file))
         folder.create()
-        with folder.locked():
+        with folder.locked(), held(files) as require_held:
             with folder.has_room():
                 write_sweep_file(config, folder.sweep_file)
                 study = create_study(folder.journal, config, inspection)
-            return _carry_out(study, trainer, config, folder, view or NoView())
+            with contextlib.closing(study):
+                return _carry_out(study, trainer, config, folder, Mirror(folder, files, require_held), view or NoView())
     finally:
         trainer.close()
 
@@ -110,6 +118,7 @@ def run(  # noqa: PLR0913 -- each is a choice of the caller
 def resume(
     folder: Path | str,
     *,
+    out: Path | str | None = None,
     backend: str | None = None,
     address: str | None = None,
     view: View | None = None,
@@ -118,7 +127,8 @@ def resume(
     """Go on with a sweep that was interrupted: finished trials stay, unfinished ones go on from their last rung.
 
     Args:
-        folder: The sweep's folder.
+        folder: The sweep's folder, or its `resources.storage` to go on with it on another machine.
+        out: With a storage: a new folder; `reports/<name>` by default.
         backend: `ray` or `local`; as before by default.
         address: A Ray cluster, as in `run`.
         view: Shows progress; silent by default.
@@ -127,23 +137,32 @@ def resume(
     Raises:
         ConfigError: Model or data can no longer be used, or the data is not what the sweep began with.
         FolderError: There is no sweep in the folder, or another process works on it.
+        StorageError: The database or the object storage does not answer.
         ResourcesError: No node has what a trial asks for.
         ClusterError: No cluster answers at the address, or it refuses the token.
         TooManyFailuresError: Trials failed one after another.
         PausedError: The disk is full; `resume` goes on once there is room.
         KeyboardInterrupt: As with `run`.
     """
-    sweep_folder = SweepFolder(Path(folder))
-    sweep_folder.require_sweep()
+    path = bring_sweep(str(folder), Path(out) if out is not None else None) if "://" in str(folder) else Path(folder)
+    SweepFolder(path).require_sweep()
     overrides = [f"resources.backend={backend}"] if backend else []
-    config = load_sweep_file(sweep_folder.sweep_file, overrides)
-    with sweep_folder.locked():
-        study = open_study(sweep_folder.journal, config)
+    config = load_sweep_file(SweepFolder(path).sweep_file, overrides)
+    files = files_of(config)
+    require_answer(files)
+    sweep_folder = SweepFolder(path, files)
+    with (
+        sweep_folder.locked(),
+        held(files) as require_held,
+        contextlib.closing(open_study(sweep_folder.journal, config)) as study,
+    ):
         trainer = build_backend(config.resources.backend, worker, address)
         try:
             inspection = _inspected(trainer, config, sweep_folder.sweep_file)
             _require_same_data(study.inspection, inspection, config, sweep_folder.sweep_file)
-            return _carry_out(study, trainer, config, sweep_folder, view or NoView())
+            return _carry_out(
+                study, trainer, config, sweep_folder, Mirror(sweep_folder, files, require_held), view or NoView()
+            )
         finally:
             trainer.close()
 
@@ -153,21 +172,26 @@ def load(folder: Path | str) -> Sweep:
 
     Raises:
         FolderError: There is no sweep in it.
+        StorageError: The database that holds its trials does not answer.
     """
     sweep_folder = SweepFolder(Path(folder))
     sweep_folder.require_sweep()
     config = load_sweep_file(sweep_folder.sweep_file)
-    with without_gc():
-        journal = open_journal(sweep_folder.journal, config.name)  # a study would also work out who is next
+    place = place_of(sweep_folder.journal, config)
+    with without_gc(), contextlib.ExitStack() as at_end:
+        journal = open_journal(place, config.name)  # a study would also work out who is next
+        at_end.callback(journal.let_go)
         records = sorted(journal.load_records(), key=lambda record: record.place)
-    return Sweep(folder=sweep_folder.path, config=config, inspection=journal.inspection, records=tuple(records))
+        inspection = journal.inspection
+    return Sweep(folder=sweep_folder.path, config=config, inspection=inspection, records=tuple(records))
 
 
 class _Driver:
     """The study's three verbs, with what must happen around them."""
 
-    def __init__(self, study: Study, config: SweepConfig, folder: SweepFolder, view: View) -> None:
+    def __init__(self, study: Study, config: SweepConfig, folder: SweepFolder, mirror: Mirror, view: View) -> None:
         self._study = study
+        self._mirror = mirror
         self._config = config
         self._folder = folder
         self._view = view
@@ -210,6 +234,7 @@ class _Driver:
         """Results at a rung."""
         with self._folder.has_room():
             decision = self._study.report(number, metrics)
+        self._mirror.note()
         self._view.update(self._study.records)
         return decision
 
@@ -218,6 +243,7 @@ class _Driver:
         outcome = replace(outcome, detail=keepable(outcome.detail, os.environ))
         with self._folder.has_room():
             record = self._study.tell(number, outcome)
+        self._mirror.note()
         may_audit = self._config.pruning.audit > 0
         self._folder.settle(self._study.records, objectives_of(self._config), keep_stopped=may_audit)
         self._view.update(self._study.records)
@@ -236,8 +262,11 @@ class _Driver:
             raise TooManyFailuresError(msg)
 
 
-def _carry_out(study: Study, trainer: Backend, config: SweepConfig, folder: SweepFolder, view: View) -> Sweep:
+def _carry_out(
+    study: Study, trainer: Backend, config: SweepConfig, folder: SweepFolder, mirror: Mirror, view: View
+) -> Sweep:
     objectives = objectives_of(config)
+    mirror.begin(config)
     folder.settle(study.records, objectives, keep_stopped=config.pruning.audit > 0)
     try:
         with (
@@ -246,12 +275,13 @@ def _carry_out(study: Study, trainer: Backend, config: SweepConfig, folder: Swee
             interruptible(study.interrupt),
         ):
             study.predict = lambda spec, gpu: predictor.predict_trial(spec, config, study.inspection, gpu)
-            trainer.run(config, folder.path.absolute(), _Driver(study, config, folder, view))
+            trainer.run(config, folder.path.absolute(), _Driver(study, config, folder, mirror, view))
         if not study.is_interrupted:
             folder.settle(study.records, objectives)  # nothing is left to audit
     finally:
         with folder.has_room():
             write_report(folder.path, config, study.inspection, study.records)
+        mirror.end()
     _require_uninterrupted(study, folder)
     return _sweep(study, config, folder)
 

@@ -14,6 +14,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
+from tuner.addresses import without_secrets
 from tuner.combinations import combination_problems
 from tuner.config import Place, SweepConfig, is_folder_name
 from tuner.dimensions import CHOICES, FIXED, RANGE, TAGS, Choices, Range
@@ -158,7 +159,7 @@ def _line_of(error: YAMLError) -> int | None:
 def _override(document: CommentedMap, override: str, *, file: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not all(key.split(".")):
-        message = f"--set takes key.key=value, got {override!r}"
+        message = f"--set takes key.key=value, got {without_secrets(override)!r}"
         raise ConfigError(file, (Problem(key="", message=message),))
     *parents, last = key.split(".")
     node: Any = document
@@ -169,7 +170,7 @@ def _override(document: CommentedMap, override: str, *, file: str) -> None:
     try:
         node[last] = _plain(_parse(text))  # plain, because the lines of `text` are not lines of the file
     except YAMLError as error:
-        message = f"--set takes a YAML value, got {text!r}"
+        message = f"--set takes a YAML value, got {without_secrets(text)!r}"
         raise ConfigError(file, (Problem(key=key, message=message),)) from error
 
 
@@ -273,7 +274,7 @@ def _shown(value: object) -> str:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
-    text = repr(value if isinstance(value, (int, float, str, list, dict)) else str(value))
+    text = without_secrets(repr(value if isinstance(value, (int, float, str, list, dict)) else str(value)))
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 

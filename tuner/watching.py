@@ -27,11 +27,13 @@ def watch(folder: Path | str, *, every_s: float = EVERY_S, sleep: Callable[[floa
     Raises:
         FolderError: There is no sweep in the folder.
     """
-    place, seen = SweepFolder(Path(folder)), -1
+    place = SweepFolder(Path(folder))
+    seen: int | None = -1
     place.require_sweep()
     try:
         while place.is_in_use():
-            if (size := place.journal.stat().st_size) != seen:
+            size = place.journal.stat().st_size if place.journal.exists() else None
+            if size is None or size != seen:  # a database does not tell whether there is more
                 seen = size
                 _write(load(folder), refresh_s=max(1, round(every_s)))
             sleep(every_s)

@@ -174,3 +174,14 @@ def test_settling_twice_changes_nothing(tmp_path: Path) -> None:
         folder.settle([make_record(0)], OBJECTIVES)
 
     assert [path.name for path in folder.adapter(0).iterdir()] == ["adapter_config.json"]
+
+
+def test_a_sweep_whose_trials_are_in_a_database_has_no_journal_and_is_one_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("name: x\nstudy:\n  storage: postgresql://me@host/db\n")
+    folder = SweepFolder(tmp_path)
+
+    folder.require_sweep()
+
+    with pytest.raises(FolderError, match=f"tuner resume {tmp_path}"):
+        folder.require_free()
+    assert folder.identity() == b"name: x  storage: postgresql://me@host/db"

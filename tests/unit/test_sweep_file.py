@@ -19,7 +19,15 @@ from tuner.errors import ConfigError, Problem
 from tuner.sweep_file import load_sweep_file, write_sweep_file
 
 SPACE = "search.space"
-TOP_KEYS = "name, model, data, training, search, objectives, pruning, resources, baselines, confirm, logging"
+TOP_KEYS = "name, model, data, training, search, objectives, pruning, resources, study, baselines, confirm, logging"
+NO_PASSWORD = (
+    "must hold no password, for reports and logs show this file; put it into PGPASSWORD or ~/.pgpass, which are read wherever "
+    "a database is reached"
+)
+NO_KEY = (
+    "must hold no key, for reports and logs show this file; keys are taken from where the cloud's own tools find them, such as "
+    "AWS_ACCESS_KEY_ID or the instance's role"
+)
 SEARCHED = "{choices: [...]} or {low: ..., high: ...}"
 
 
@@ -70,6 +78,46 @@ BAD_VALUES = [
         f"{SPACE}.r.low",
         "is no known key; known here: choices",
         "low: 1",
+    ),
+    (
+        {"study.storage": "sqlite:///study.db"},
+        "study.storage",
+        "must be journal or postgresql://user@host:port/database, got 'sqlite:///study.db'",
+        "storage:",
+    ),
+    (
+        {"study.storage": "postgresql://me@host"},
+        "study.storage",
+        "must name a database, as in postgresql://user@host:port/database, got 'postgresql://me@host'",
+        "storage:",
+    ),
+    ({"study.storage": "postgresql://me:pw@host/db"}, "study.storage", NO_PASSWORD, "storage:"),
+    ({"study.storage": "postgresql://host/db?user=me&password=pw"}, "study.storage", NO_PASSWORD, "storage:"),
+    (
+        {"study": "postgresql://me:pw@host/db"},
+        "study",
+        "must be a mapping, got 'postgresql://me:...@host/db'",
+        "study:",
+    ),
+    (
+        {"resources.storage": "ftp://host/x"},
+        "resources.storage",
+        "must be one of s3://, gs://, abfs://, abfss://, file://, got 'ftp://host/x'",
+        "storage:",
+    ),
+    (
+        {"resources.storage": "s3://bucket"},
+        "resources.storage",
+        "must name a folder of its own, as in s3://bucket/sweeps/mine, got 's3://bucket'",
+        "storage:",
+    ),
+    ({"resources.storage": "s3://key:word@bucket/x"}, "resources.storage", NO_KEY, "storage:"),
+    ({"resources.storage": "s3://key@bucket/x"}, "resources.storage", NO_KEY, "storage:"),
+    (
+        {"resources.storage": "s3://bucket/x?anonymous=1"},
+        "resources.storage",
+        "takes the options endpoint_override, region, scheme, got anonymous",
+        "storage:",
     ),
     ({"data": None}, "data", "is missing", None),
     ({"pruning.floor": "high"}, "pruning.floor", "must be 'auto', 'none' or a number, got 'high'", "floor: high"),

@@ -334,9 +334,8 @@ def _built(name: LoggerName, config: SweepConfig, folder: Path) -> _Logger:
 
 
 def sweep_id(folder: Path) -> str:
-    """Tells a sweep from others of its name, also after a `resume`: a digest of its journal's first line, which is unique."""
-    with SweepFolder(folder).journal.open("rb") as journal:
-        return hashlib.sha256(journal.readline()).hexdigest()[:12]
+    """Tells a sweep from others of its name, also after a `resume`."""
+    return hashlib.sha256(SweepFolder(folder).identity()).hexdigest()[:12]
 
 
 def logged_params(spec: TrialSpec) -> dict[str, ParamValue]:

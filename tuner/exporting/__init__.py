@@ -20,6 +20,7 @@ from tuner.exporting.card import inference_code, model_card
 from tuner.exporting.making import made
 from tuner.folder import SweepFolder, require_empty
 from tuner.forms import Checked, Form, Request
+from tuner.mirror import bring_adapter
 from tuner.picking import Pick
 from tuner.sweep import Sweep, load
 from tuner.trial import folder_name
@@ -106,7 +107,9 @@ def _exported(  # noqa: PLR0913 -- each is an option
     sweep: Sweep, target: Path, pick: str, *, form: Form, rank: int | None, dtype: str, overwrite: bool
 ) -> Exported:
     record = Pick(rule=pick).of(sweep.front, sweep.objectives)
-    adapter = SweepFolder(sweep.folder).adapter(record.number)
+    folder = SweepFolder(sweep.folder)
+    bring_adapter(folder, record.number)
+    adapter = folder.adapter(record.number)
     if not adapter.is_dir():
         msg = f"the adapter of trial {record.number} is not in {adapter.parent}"
         raise PickError(msg)

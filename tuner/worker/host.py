@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tuner.errors import StorageError
 from tuner.redaction import keepable
+from tuner.storage import LOGS
 from tuner.trial import (
     Baseline,
     FailReason,
@@ -30,13 +32,13 @@ from tuner.trial import (
     Span,
     TrialSpec,
     TrialState,
-    folder_name,
 )
 from tuner.worker.batches import evaluation_batches, evaluation_order
 from tuner.worker.checkpoint import is_full, restore_checkpoint, save_checkpoint
 from tuner.worker.data import Splits, load_splits
 from tuner.worker.evaluation import Choices
 from tuner.worker.inspection import inspect_sweep
+from tuner.worker.keeping import Keeper
 from tuner.worker.model import BaseModel, load_base
 from tuner.worker.pulse import HUNG, Pulse, hang_remarks, second_hang
 from tuner.worker.token_files import Scored, Tokenized
@@ -55,12 +57,14 @@ class Worker:
 
     Args:
         config: The sweep, paths absolute.
-        folder: The sweep's folder, seen by driver and workers under the same path. None keeps nothing on disk.
+        folder: The sweep's folder, seen by driver and workers under the same path unless `resources.storage` is named. None
+            keeps nothing on disk.
     """
 
     def __init__(self, config: SweepConfig, folder: Path | None) -> None:
         self._config = config
-        self._folder = folder
+        self._keeper = Keeper(config, folder)
+        self._log: Path | None = None
         self._loaded: Loaded | None = None
         self._spec: TrialSpec | None = None
         self._run: TrialRun | None = None
@@ -68,8 +72,9 @@ class Worker:
         is_alone = config.resources.backend != "local"  # to end a process that the driver shares would end the sweep
         self._pulse = Pulse(config.resources.heartbeat_limit_s if is_alone else None)
         torch.set_num_threads(max(1, int(config.resources.cpus_per_trial)))
-        if folder is not None:
-            _log_to(folder / "logs" / f"worker-{platform.node()}-{os.getpid()}.log")
+        if self._keeper.folder is not None:
+            self._log = self._keeper.folder / LOGS / f"worker-{platform.node()}-{os.getpid()}.log"
+            _log_to(self._log)
 
     def inspect(self) -> Inspection:
         """Look at model and data; train nothing."""
@@ -91,17 +96,21 @@ class Worker:
 
         Returns:
             Metrics; the outcome FAIL, for what goes wrong in a trial is data; an interruption if one was asked for, or if
-            the disk is full.
+            the disk is full or the storage away.
         """
         assert self._spec is not None  # noqa: S101 -- start() comes first
         try:
             result = self._advance(self._spec)
+        except StorageError as error:
+            result = Interruption(steps=self._run.steps if self._run else 0, problem=str(error))
         except Exception as error:
             result = _failure(error)
             log.exception("%s failed", self._spec.label)
             self._forget()
         if not isinstance(result, Metrics):
             self.close()
+        if self._log is not None:
+            self._keeper.keep_log(self._log)
         return result
 
     def close(self) -> None:
@@ -119,7 +128,7 @@ class Worker:
         if self._pulse.is_interrupted():  # before minutes go by in loading a base
             return Interruption(steps=self._run.steps if self._run else 0)
         begun_s = time.time()
-        place = self._folder / "checkpoints" / folder_name(spec.number) if self._folder else None
+        place = self._keeper.checkpoints(spec.number)
         run = self._run
         if run is None:
             if place and (hung := second_hang(place)):
@@ -135,7 +144,9 @@ class Worker:
             result = run.metrics = self._told(result, begun_s)
         if place is None or spec.baseline is not None or spec.scores is not None:
             return result
-        return self._saved(run, result, place)
+        saved = self._saved(run, result, place)
+        self._keeper.keep(spec.number)
+        return saved
 
     def _begun(self, spec: TrialSpec, place: Path | None) -> TrialRun:
         """The trial's run, brought to where it was."""
@@ -143,6 +154,7 @@ class Worker:
         loaded = self._load(base_for(self._config, spec))
         run = TrialRun(loaded.base, loaded.data, spec, self._config, self._adapter(spec))
         if place is not None:
+            self._keeper.bring(spec.number)
             self._remarks = (*hang_remarks(place), *restore_checkpoint(run, place))
         for remark in self._remarks:
             log.warning("%s: %s", spec.label, remark)
@@ -177,11 +189,7 @@ class Worker:
 
     def _adapter(self, spec: TrialSpec) -> Path | None:
         """A kept adapter, where one is to be scored."""
-        if spec.scores is None:
-            return None
-        if self._folder is None:
-            raise FileNotFoundError("no adapter is kept without a sweep folder")
-        return self._folder / "adapters" / folder_name(spec.scores)
+        return None if spec.scores is None else self._keeper.adapter(spec.scores)
 
     def _next_rung(self, spec: TrialSpec, run: TrialRun) -> int:
         if spec.baseline is Baseline.ZERO_SHOT:
