@@ -162,6 +162,10 @@ class _Remembering:
         self._study = study
         self.error: TunerError | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        """Tune writes down all it was given, to resume by; the journal is what a sweep resumes by, and connections stay here."""
+        return {}
+
     @property
     def is_over(self) -> bool:
         return self._study.is_over
