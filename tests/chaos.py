@@ -90,8 +90,7 @@ class SmallCluster:
 
     def kill(self) -> None:
         """The head, and then all that is left."""
-        self._cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
-        for node in self._nodes:
+        for node in [*filter(None, [self._cluster.head_node]), *self._nodes]:
             node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 

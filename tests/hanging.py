@@ -27,11 +27,11 @@ class HangingWorker(Worker):
             return
         marker, whole = folder.parent / "hangs", training.TrialRun._step
 
-        def step(run: training.TrialRun) -> float:
+        def step(self: training.TrialRun) -> float:
             left = int(marker.read_text())
-            if run._spec.number == 0 and run.steps == 3 and left:
+            if self._spec.number == 0 and self.steps == 3 and left:
                 marker.write_text(str(left - 1))
                 hang_for_ever()
-            return whole(run)
+            return whole(self)
 
         training.TrialRun._step = step  # type: ignore[method-assign]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.errors import StorageError
-from tuner.trial import Interruption, Metrics
+from tuner.trial import Interruption, Metrics, Result
 from tuner.worker.keeping import Keeper
 from tuner.worker.synthetic import SyntheticWorker
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tuner.config import SweepConfig
-    from tuner.trial import Inspection, Outcome, Result, TrialSpec
+    from tuner.trial import Inspection, TrialSpec
 
 
 class KeepingWorker:
@@ -47,7 +47,7 @@ class KeepingWorker:
         except StorageError as error:
             return Interruption(steps=self._worker._steps, problem=str(error))
 
-    def _advance(self, spec: TrialSpec) -> Metrics | Outcome:
+    def _advance(self, spec: TrialSpec) -> Result:
         place = self._keeper.checkpoints(spec.number)
         assert place is not None
         if spec.scores is not None:

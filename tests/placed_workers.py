@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tuner.config import SweepConfig
-    from tuner.trial import Metrics, Outcome, TrialSpec
+    from tuner.trial import Result, TrialSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,7 @@ class PlacedWorker(SyntheticWorker):
         self.number, self._begun_s = spec.number, time.time()
         (self.notes / f"{self.number}.present").write_text(json.dumps(self.place()))
 
-    def advance(self) -> Metrics | Outcome:
+    def advance(self) -> Result:
         result = super().advance()
         stay = Stay(
             number=self.number,
@@ -82,7 +82,7 @@ def stays_in(folder: Path) -> list[Stay]:
 class MeetingWorker(PlacedWorker):
     """Goes on only once as many trials are present as the file `meeting` says: on its card, or on different nodes."""
 
-    def advance(self) -> Metrics | Outcome:
+    def advance(self) -> Result:
         num, _, where = (self.notes.parent / "meeting").read_text().partition(" ")
         name = "-".join(self.place()) if where == "card" else "nodes"
         met = self.notes / f"met-{name}"
@@ -110,7 +110,7 @@ class LaggingWorker(SyntheticWorker):
         self._ends.mkdir(exist_ok=True)
         self._number = spec.number
 
-    def advance(self) -> Metrics | Outcome:
+    def advance(self) -> Result:
         if self._number == 0:
             wait_for(lambda: len(list(self._ends.iterdir())) >= self._num_others)
         result = super().advance()

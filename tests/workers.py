@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.trial import Interruption, folder_name
+from tuner.trial import Interruption, Result, folder_name
 from tuner.worker.synthetic import SyntheticWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tuner.config import SweepConfig
-    from tuner.trial import Metrics, Outcome, Result, TrialSpec
+    from tuner.trial import Result, TrialSpec
 
 
 class UnbuildableWorker(SyntheticWorker):
@@ -41,7 +41,7 @@ class DyingWorker(SyntheticWorker):
         super().start(spec)
         self._number, self._rungs = spec.number, 0
 
-    def advance(self) -> Metrics | Outcome:
+    def advance(self) -> Result:
         self._rungs += 1
         if self._number == 1 and self._rungs == 2 and self._folder is not None:
             marker = self._folder.parent / "deaths"
@@ -107,6 +107,6 @@ class SteppingWorker(SyntheticWorker):
 class SlowWorker(SyntheticWorker):
     """Takes its time for a rung, as one that trains would."""
 
-    def advance(self) -> Metrics | Outcome:
+    def advance(self) -> Result:
         time.sleep(0.5)
         return super().advance()

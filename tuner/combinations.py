@@ -12,12 +12,12 @@ from tuner.config import (
     ObjectivesConfig,
     Place,
     PruningConfig,
-    ResourcesConfig,
     SearchConfig,
     TrainingConfig,
 )
 from tuner.dimensions import Section, options_of
 from tuner.layers import parse_selector
+from tuner.resources_config import ResourcesConfig
 from tuner.space_config import InitName
 from tuner.trial import Metric
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.beside import after_search
+from tuner.ending import excess_gib_of, explained, infeasible, new_steps
 from tuner.errors import ResourcesError
 from tuner.feasibility import misfit, too_large
 from tuner.front import GIB, has_begun, objectives_of
@@ -166,7 +167,7 @@ class Study:
         if metrics.steps not in known:
             self._journal.write_metrics(number, metrics)
             self._keep(dataclasses.replace(record, curve=(*record.curve, metrics)))
-            self._spent_steps += _new_steps(record, metrics)
+            self._spent_steps += new_steps(record, metrics)
         elif new := [remark for remark in metrics.remarks if remark not in known[metrics.steps].remarks]:
             self._remark(record, known[metrics.steps], new)
         if self._is_too_large(number, metrics):
@@ -191,7 +192,7 @@ class Study:
         stop = self._scheduler.end(number, is_finished=outcome.state is TrialState.COMPLETE)
         if outcome.state is TrialState.COMPLETE:
             return self._close(record, self._checked(record, outcome))
-        return self._close(record, _explained(outcome, stop))
+        return self._close(record, explained(outcome, stop))
 
     @property
     def _searched(self) -> list[TrialRecord]:
@@ -243,7 +244,7 @@ class Study:
                 self._num_begun += 1
                 return spec
             detail, excess_gib = found
-            self._close(record, _infeasible(detail), excess_gib)
+            self._close(record, infeasible(detail), excess_gib)
         msg = f"resources.memory_limit_gib: {MOST_INFEASIBLE_IN_A_ROW} points in a row do not fit; the last: {detail}"
         raise ResourcesError(msg)
 
@@ -269,7 +270,7 @@ class Study:
         record = self._written(spec)
         if (found := misfit(record, self._config)) is None:
             return spec
-        self._close(record, _infeasible(found[0]), found[1])
+        self._close(record, infeasible(found[0]), found[1])
         return None
 
     def _written(self, spec: TrialSpec, trial: SearchTrial | None = None) -> TrialRecord:
@@ -306,7 +307,7 @@ class Study:
     def _stop(self, stops: Mapping[int, Stop]) -> None:
         """Close paused trials."""
         for number, stop in stops.items():
-            self._close(self._records[number], _explained(Outcome(state=TrialState.PRUNED), stop))
+            self._close(self._records[number], explained(Outcome(state=TrialState.PRUNED), stop))
 
     def _next_after_search(self) -> TrialSpec | None:
         """The next that stands beside the search; what does not fit is written down as such."""
@@ -346,43 +347,20 @@ class Study:
         if outcome.state is TrialState.COMPLETE and record.last:
             values = [objective.of(record.last) for objective in self._objectives]
             self._kinds.add(record.last.memory_kind)
-        self._journal.close(record.number, outcome, values, excess_gib or self._excess_gib(record))
+        self._journal.close(
+            record.number, outcome, values, excess_gib or excess_gib_of(record, self._config.resources.memory_limit_gib)
+        )
         if self._config.search.budget.time_s is not None:
             self._journal.write_elapsed(self._clock() - self._start_s)
         closed = self._keep(dataclasses.replace(record, state=outcome.state, outcome=outcome))
         self._set_floor(closed)
         return closed
 
-    def _excess_gib(self, record: TrialRecord) -> float:
-        """By how much a trial was too large; where it ran out of memory nobody knows, and any number above 0 says so."""
-        limit = self._config.resources.memory_limit_gib
-        peak_gib = record.last.peak_memory_bytes / GIB if record.last else 0.0
-        return peak_gib - limit if limit is not None and peak_gib > limit else 1.0
-
     def _checked(self, record: TrialRecord, outcome: Outcome) -> Outcome:
         if record.last is None or self._kinds <= {record.last.memory_kind}:
             return outcome
         detail = f"{record.last.memory_kind}, the sweep's trials: {', '.join(self._kinds)}"
         return Outcome(state=TrialState.FAIL, reason=FailReason.MEMORY_KIND, detail=detail)
-
-
-def _infeasible(detail: str) -> Outcome:
-    return Outcome(state=TrialState.INFEASIBLE, stop=StopReason.MEMORY, detail=detail)
-
-
-def _explained(outcome: Outcome, stop: Stop | None) -> Outcome:
-    """Why a trial was stopped; what took too much memory is infeasible."""
-    if outcome.reason is FailReason.OUT_OF_MEMORY:
-        return dataclasses.replace(outcome, state=TrialState.INFEASIBLE, stop=StopReason.MEMORY)
-    if outcome.state is not TrialState.PRUNED or stop is None:
-        return outcome
-    state = TrialState.INFEASIBLE if stop.reason is StopReason.MEMORY else TrialState.PRUNED
-    return dataclasses.replace(outcome, state=state, stop=stop.reason, detail=stop.detail)
-
-
-def _new_steps(record: TrialRecord, metrics: Metrics) -> int:
-    """Steps that a report adds to what the search has spent."""
-    return metrics.steps - (record.last.steps if record.last else 0) if record.spec.is_searched else 0
 
 
 def create_study(file: Path, config: SweepConfig, inspection: Inspection) -> Study:

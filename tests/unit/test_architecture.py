@@ -27,6 +27,7 @@ LAYERS = (
     ("tuner.journal_file", "tuner.placing", "tuner.trial"),
     ("tuner.dimensions", "tuner.metric_text"),
     ("tuner.addresses", "tuner.space_config"),
+    ("tuner.resources_config",),
     ("tuner.config",),
     ("tuner.workload",),
     ("tuner.closed_form_moments",),
@@ -36,6 +37,7 @@ LAYERS = (
     ("tuner.picking", "tuner.postgres"),
     (
         "tuner.beside",
+        "tuner.ending",
         "tuner.feasibility",
         "tuner.folder",
         "tuner.journal",
@@ -105,6 +107,7 @@ HOMES = {
         "tuner.journal_file",
         "tuner.predictor",
         "tuner.report.summary",
+        "tuner.resources_config",
         "tuner.space_config",
         "tuner.sweep_file",
         "tuner.vram.__main__",

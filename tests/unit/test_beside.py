@@ -14,7 +14,7 @@ from tuner import sweep
 from tuner.beside import after_search
 from tuner.front import front, objectives_of
 from tuner.picking import worth_confirming
-from tuner.trial import FailReason, HeldOut, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
+from tuner.trial import FailReason, HeldOut, Outcome, Result, TrialRecord, TrialSpec, TrialState
 from tuner.worker.synthetic import SyntheticWorker
 
 SYNTHETIC = "tuner.worker.synthetic:SyntheticWorker"
@@ -117,7 +117,7 @@ def test_a_sweep_that_is_resumed_scores_nothing_twice(tmp_path: Path) -> None:
 class Forgetful(SyntheticWorker):
     """Can't find the adapters that it is to score."""
 
-    def advance(self) -> Metrics | Outcome:
+    def advance(self) -> Result:
         if self._spec and self._spec.scores is not None:
             return Outcome(state=TrialState.FAIL, reason=FailReason.EXCEPTION, detail="FileNotFoundError: gone")
         return super().advance()

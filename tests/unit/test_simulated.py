@@ -13,7 +13,7 @@ from tuner.backends.simulated import SimulatedBackend
 from tuner.config import SweepConfig
 from tuner.front import front, objectives_of
 from tuner.study import Study, create_study, open_study
-from tuner.trial import FailReason, Metrics, Outcome, StopReason, TrialRecord, TrialState
+from tuner.trial import FailReason, Metrics, Outcome, Result, StopReason, TrialRecord, TrialState
 from tuner.worker.synthetic import SyntheticWorker
 
 LONG = {"training.max_steps": 64, "pruning.min_steps": 4, "search.num_trials": 30, "data.test": 0}
@@ -99,7 +99,7 @@ def test_the_first_trials_do_not_run_to_the_end_just_because_they_came_first(tmp
     order: list[tuple[int, int]] = []
 
     class Noting(SyntheticWorker):
-        def advance(self) -> Metrics | Outcome:
+        def advance(self) -> Result:
             result = super().advance()
             if isinstance(result, Metrics) and self._spec is not None:
                 order.append((self._spec.number, result.steps))
@@ -175,7 +175,7 @@ def test_a_trial_that_turns_out_too_large_is_infeasible_and_the_sampler_is_told(
 class FullWorker(SyntheticWorker):
     """Runs out of memory in trials with all modules."""
 
-    def advance(self) -> Metrics | Outcome:
+    def advance(self) -> Result:
         if self._spec is not None and dict(self._spec.params).get("target_modules") == "all":
             return Outcome(state=TrialState.FAIL, reason=FailReason.OUT_OF_MEMORY, detail="full")
         return super().advance()
@@ -207,7 +207,7 @@ def test_a_study_that_is_reopened_in_the_middle_ends_with_all_trials_told(tmp_pa
     class Dying(SyntheticWorker):
         rungs = 0
 
-        def advance(self) -> Metrics | Outcome:
+        def advance(self) -> Result:
             Dying.rungs += 1
             if Dying.rungs == 25:
                 raise Killed

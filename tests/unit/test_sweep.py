@@ -10,7 +10,7 @@ import pytest
 from tests.sweeps import write_sweep
 from tuner import sweep
 from tuner.errors import TooManyFailuresError
-from tuner.trial import FailReason, Metrics, Outcome, TrialSpec, TrialState, folder_name
+from tuner.trial import FailReason, Outcome, Result, TrialSpec, TrialState, folder_name
 from tuner.worker.synthetic import SyntheticWorker
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class KeepingWorker(SyntheticWorker):
             noted.mkdir(exist_ok=True)
             (noted / f"{spec.audits}-{self._checkpoint.is_dir()}").touch()
 
-    def advance(self) -> Metrics | Outcome:
+    def advance(self) -> Result:
         self._checkpoint.mkdir(parents=True, exist_ok=True)
         return super().advance()
 
@@ -41,7 +41,7 @@ class KeepingWorker(SyntheticWorker):
 class FullWorker(SyntheticWorker):
     """Runs out of memory, always."""
 
-    def advance(self) -> Metrics | Outcome:
+    def advance(self) -> Result:
         return Outcome(state=TrialState.FAIL, reason=FailReason.OUT_OF_MEMORY, detail="no room")
 
 

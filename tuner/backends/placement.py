@@ -20,9 +20,10 @@ from tuner.placing import Asked, Cluster, Node, Request, has_room, missing_text,
 from tuner.trial import TrialSpec
 
 if TYPE_CHECKING:
-    from tuner.config import ResourcesConfig, SweepConfig
+    from tuner.config import SweepConfig
     from tuner.gpus import Gpu
     from tuner.prediction import Prediction
+    from tuner.resources_config import ResourcesConfig
 
 log = logging.getLogger(__name__)
 

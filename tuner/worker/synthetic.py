@@ -17,6 +17,7 @@ from tuner.trial import (
     MemoryKind,
     Metrics,
     Outcome,
+    Result,
     TrialSpec,
     TrialState,
 )
@@ -63,7 +64,7 @@ class SyntheticWorker:
         self._spec = spec
         self._steps = 0
 
-    def advance(self) -> Metrics | Outcome:
+    def advance(self) -> Result:
         """The next rung's numbers; a learning rate above 0.1 diverges."""
         assert self._spec is not None  # noqa: S101 -- start() comes first
         if self._spec.baseline is Baseline.ZERO_SHOT:
