@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import pickle
 from pathlib import Path
@@ -105,14 +106,16 @@ class Malicious:
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, kind: str) -> None:
     import torch
 
-    from tuner.worker.checkpoint import restore_checkpoint
+    from tuner.worker.checkpoint import CHECKSUMS, _digests, restore_checkpoint
 
-    marker, rung = tmp_path / "marker", tmp_path / "rung-000060"
+    marker, rung = tmp_path / "marker", tmp_path / "step-000060"
     rung.mkdir()
     if kind == "pickle":
         (rung / "state.pt").write_bytes(pickle.dumps(Malicious(marker), protocol=2))
     else:
         torch.save({"metrics": Malicious(marker)}, rung / "state.pt")
+
+    (rung / CHECKSUMS).write_text(json.dumps(_digests(rung)))  # whoever can write the state can write these
 
     class Run:
         def load_state_dict(self, state: object) -> None:
