@@ -27,6 +27,7 @@ STEPPING = "tests.workers:SteppingWorker"
 LONGEST_WAIT_S = 4.0
 """Between two kills; from the start of a driver it is also the time that it takes to begin a trial."""
 QUICK = {
+    "RAY_AUTH_MODE": "disabled",  # one process that starts a second cluster gives it another token than its drivers have
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # how long nodes and drivers wait for a head that is gone
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
@@ -164,6 +165,7 @@ class Storm:
                 return self._cluster.kill_worker(self._draw)
             case Victim.NODE:
                 self._cluster.replace_node(self._draw)
+                self._is_orphaned = True  # it may be the node that the driver came in by, which then ends too
             case Victim.DRIVER:
                 self._driver.kill()
                 self._is_orphaned = True
@@ -202,9 +204,10 @@ def _reached(out: Path) -> Counter[str]:
 
 
 def _workers(node: Node) -> list[int]:
-    """Processes of a node that train or are about to."""
+    """Processes of a node that train or are about to; its agents are parts of the raylet, which ends with them."""
     raylets = [info.process.pid for info in node.all_processes.get("raylet", [])]
-    return [pid for raylet in raylets for pid in _children(raylet) if "ray::" in _name(pid)]
+    names = {pid: _name(pid) for raylet in raylets for pid in _children(raylet)}
+    return [pid for pid, name in names.items() if name.startswith("ray::") and "Agent" not in name]
 
 
 def _children(pid: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -32,10 +33,19 @@ def rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Path:
     return folder
 
 
+def parts(text: str) -> tuple[list[str], list[float]]:
+    """Words and numbers: processors differ in the tenth digit of what scipy makes of them."""
+    pieces = re.split(r"(\d+\.\d+(?:e-?\d+)?)", text)
+    return pieces[::2], [float(piece) for piece in pieces[1::2]]
+
+
 @each_example
 def test_the_files_are_what_the_journal_gives(rebuilt: Path, name: str) -> None:
     for file in ("trials.csv", "front.csv", "summary.json", "report.md"):
-        assert (rebuilt / file).read_text() == (ROOT / "reports" / name / file).read_text(), "run `tuner report`"
+        words, numbers = parts((rebuilt / file).read_text())
+        committed_words, committed_numbers = parts((ROOT / "reports" / name / file).read_text())
+        assert words == committed_words, "run `tuner report`"
+        assert numbers == pytest.approx(committed_numbers, rel=1e-6), "run `tuner report`"
     assert "DecompressionStream" in (rebuilt / "report.html").read_text()
     assert (rebuilt / "front.png").stat().st_size > 10_000
 

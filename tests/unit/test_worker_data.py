@@ -189,7 +189,8 @@ def test_a_hub_data_set_gives_its_splits_and_the_names_of_its_classes(tmp_path: 
         (hub / "data").mkdir(parents=True, exist_ok=True)
         Dataset.from_list(part, features=features).to_parquet(hub / "data" / f"{name}-00000-of-00001.parquet")
 
-    splits = load_splits(DataConfig.model_validate({"name": str(hub), "test": 2}), "classification")
+    config = DataConfig.model_validate({"name": "org/data", "test": 2}).model_copy(update={"name": str(hub)})
+    splits = load_splits(config, "classification")
 
     assert splits.labels == ("no", "yes")
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (12, 6, 2)
