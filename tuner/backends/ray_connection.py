@@ -18,6 +18,8 @@ from ray.exceptions import AuthenticationError, RpcError
 
 from tuner.errors import ClusterError
 
+LOCAL = "local"
+"""Ray's word for a cluster of one's own; without an address it would join whatever was started last on this machine."""
 CONNECT_TIMEOUT_S = 5.0
 """How long the head may take to answer."""
 WHERE_RAY_LOOKS = (
@@ -35,8 +37,8 @@ def join_cluster(address: str | None) -> None:
     Raises:
         ClusterError: No cluster answers there, or it refuses the token.
     """
-    given = address or os.environ.get("RAY_ADDRESS")
-    if given and given != "local":
+    given = address or os.environ.get("RAY_ADDRESS") or LOCAL
+    if given != LOCAL:
         _require_answer(given, _located(given))
     ray.init(address=given, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray").setLevel(logging.ERROR)
