@@ -85,6 +85,10 @@ class Placement:
         self._said: set[str] = set()
         self._idle_since_s: float | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Tune writes down what holds this for a `restore`, and the study may hold connections and threads."""
+        return {}
+
     def may_ask(self) -> bool:
         """Whether another trial should be asked for now."""
         if not self._out:
