@@ -154,10 +154,11 @@ class Storm:
         self.toll.num_drivers += 1
         if not (self._out / "study.journal").exists():
             shutil.rmtree(self._out, ignore_errors=True)  # as tuner asks for, where it was killed before it had begun
-            words = ["run", str(self._file), str(self._out), self._worker]
+            words = ["run", str(self._file), "--out", str(self._out)]
         else:
-            words = ["resume", str(self._out), self._worker]
-        return Driver(*words, module="tests.drivers", environment={"RAY_ADDRESS": self._cluster.address})
+            words = ["resume", str(self._out)]
+        environment = {"RAY_ADDRESS": self._cluster.address}
+        return Driver(self._worker, *words, module="tests.with_worker", environment=environment)
 
     def _kill(self, victim: Victim) -> bool:
         match victim:

@@ -1,4 +1,4 @@
-"""Drivers in processes of their own, to be interrupted and killed; and a program that is a driver with a worker of the tests'."""
+"""Drivers in processes of their own, to be interrupted and killed."""
 
 from __future__ import annotations
 
@@ -60,8 +60,14 @@ class Driver:
 
     def interrupt(self, sign: signal.Signals = signal.SIGINT) -> None:
         """To every process of the group, as Ctrl-C does; other signals to the driver alone, as `kill` does."""
-        send = os.killpg if sign is signal.SIGINT else os.kill
-        send(self.pid, sign)
+        if sign is signal.SIGINT:
+            os.killpg(self.pid, sign)
+        else:
+            self.send(sign)
+
+    def send(self, sign: signal.Signals) -> None:
+        """To the driver alone."""
+        self._process.send_signal(sign)
 
     def kill(self) -> None:
         """The driver alone, without a word."""
@@ -105,11 +111,11 @@ def driving(*words: str, module: str = "tuner", environment: dict[str, str] | No
 
 
 def results(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Records without what a clock measured, and without what was said of faults."""
+    """Records without what a clock measured."""
     return [
         dataclasses.replace(
             record,
-            curve=tuple(dataclasses.replace(metrics, train_s=0.0, span=None, remarks=()) for metrics in record.curve),
+            curve=tuple(dataclasses.replace(metrics, train_s=0.0, span=None) for metrics in record.curve),
         )
         for record in records
     ]
@@ -118,26 +124,3 @@ def results(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 def _listen_to_interrupts() -> None:
     """A shell starts what it runs in the background with SIGINT ignored, and children inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def main() -> None:
-    """Run or resume a sweep with a worker of the tests', which the command line has no way to name."""
-    from tuner import cli, sweep
-    from tuner.live import PlainView
-
-    verb, *places, worker = sys.argv[1:]
-
-    @cli.app.command("with-worker")
-    def with_worker() -> None:
-        with cli._interruptible():
-            if verb == "run":
-                sweep.run(places[0], out=places[1], view=PlainView(), worker=worker)
-            else:
-                sweep.resume(places[0], view=PlainView(), worker=worker)
-
-    sys.argv = ["tuner", "with-worker"]
-    cli.main()
-
-
-if __name__ == "__main__":
-    main()

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.driving import drive, ended
 from tests.placed_workers import stays_in, wait_for
 from tests.sweeps import write_sweep
+from tests.with_predictions import drive, ended
 from tuner import sweep
 from tuner.gpus import GPUS
 from tuner.trial import TrialState

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,10 +9,11 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.contracts import BackendContract
+from tests.drivers import results
 from tests.sweeps import write_sweep
 from tuner import sweep
 from tuner.errors import ResourcesError, TooManyFailuresError
-from tuner.trial import FailReason, TrialRecord, TrialState
+from tuner.trial import FailReason, TrialState
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -68,16 +68,6 @@ def test_what_kept_a_worker_from_starting_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(TooManyFailuresError, match=r"(?s)worker lost.*this node does not see .*/out"):
         run(tmp_path, "ray", changes, "tests.workers:UnbuildableWorker")
-
-
-def results(records: tuple[TrialRecord, ...]) -> list[TrialRecord]:
-    """Records without what a clock measured."""
-    return [
-        dataclasses.replace(
-            record, curve=tuple(dataclasses.replace(metrics, train_s=0.0, span=None) for metrics in record.curve)
-        )
-        for record in records
-    ]
 
 
 @pytest.mark.slow

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.drivers import driving, results
 from tests.sweeps import write_sweep
 from tuner import sweep
 from tuner.trial import TrialRecord, TrialState
@@ -22,36 +20,12 @@ CHANGES = {"pruning.method": "none", "resources.max_concurrent_trials": 1}
 def killed_sweep(folder: Path, backend: str, at: str, sign: signal.Signals) -> Path:
     """Start `tuner run` in a process of its own and kill it as soon as it prints a line with `at`."""
     out = folder / "out"
-    command = [sys.executable, "-m", "tuner", "run", str(write_sweep(folder, CHANGES)), "--out", str(out)]
-    process = subprocess.Popen(
-        [*command, "--backend", backend],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=_listen_to_interrupts,  # noqa: PLW1509 -- one thread
-    )
-    assert process.stderr is not None
-    printed = []
-    for line in process.stderr:
-        printed.append(line)
-        if at in line:
-            process.send_signal(sign)
-            break
-    rest = process.communicate(timeout=60)[1]
-    assert process.returncode != 0, "".join([*printed, rest])
+    with driving("run", str(write_sweep(folder, CHANGES)), "--out", str(out), "--backend", backend) as driver:
+        driver.wait_for(at)
+        driver.send(sign)
+        code = driver.ended()
+    assert code != 0, driver.text
     return out
-
-
-def _listen_to_interrupts() -> None:
-    """A shell starts what it runs in the background with SIGINT ignored, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def results(records: tuple[TrialRecord, ...]) -> list[TrialRecord]:
-    """Records without what a clock measured."""
-    return [
-        dataclasses.replace(record, curve=tuple(dataclasses.replace(m, train_s=0.0, span=None) for m in record.curve))
-        for record in records
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.builders import MIB, make_config, make_inspection, make_metrics, make_spec
+from tests.builders import MIB, make_config, make_inspection, make_metrics, make_prediction, make_spec
 from tests.models import causal_changes, causal_document, tiny_llama_config
 from tests.sweeps import small_config, write_sweep
 from tuner import sweep
@@ -16,7 +16,7 @@ from tuner.errors import ConfigError, PredictionError
 from tuner.front import GIB
 from tuner.gpus import GPUS
 from tuner.layers import count_trainable
-from tuner.prediction import Method, Part, Phase, Prediction, Verdict
+from tuner.prediction import Part, Phase, Prediction, Verdict
 from tuner.predictor import Predictor, predicting
 from tuner.study import create_study, open_study
 from tuner.trial import Baseline, Decision, Inspection, MemoryKind, Outcome, StopReason, TrialSpec, TrialState
@@ -25,18 +25,11 @@ T4 = GPUS["T4-16GB"]
 
 
 def prediction(allocated_bytes: int, *, capacity_bytes: int = 16 * GIB) -> Prediction:
-    return Prediction(
+    return dataclasses.replace(
+        make_prediction(allocated_bytes + GIB, capacity_bytes=capacity_bytes),
         allocated_bytes=allocated_bytes,
-        reserved_bytes=allocated_bytes + GIB,
-        context_bytes=0,
-        capacity_bytes=capacity_bytes,
-        trainable_params=1,
-        phase=Phase.BACKWARD,
-        last="mm (2, 2) float32",
-        largest="mm (2, 2) float32",
         parts=((Part.WEIGHTS, allocated_bytes), (Part.FRAGMENTATION, GIB)),
         phases=((Phase.BACKWARD, allocated_bytes),),
-        method=Method.TRACE,
     )
 
 

@@ -1,7 +1,7 @@
 """Runs a sweep in a process of its own, on the cluster that RAY_ADDRESS names, with predictions as a test says.
 
-`python -m tests.driving run|resume PLACE WORKER NEEDS`: the sweep file is in the folder PLACE, its folder is PLACE/out, NEEDS is
-JSON: rank -> GiB that a trial of that rank is predicted to need on every card.
+`python -m tests.with_predictions run|resume PLACE WORKER NEEDS`: the sweep file is in the folder PLACE, its folder is PLACE/out,
+NEEDS is JSON: rank -> GiB that a trial of that rank is predicted to need on every card.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def drive(
     """Begin to run or resume a sweep; its errors are the last lines of what it writes."""
     needs = json.dumps(needs_gib or {})
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.driving", verb, str(place), worker, needs],
+        [sys.executable, "-m", "tests.with_predictions", verb, str(place), worker, needs],
         env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
