@@ -133,7 +133,7 @@ def export(  # noqa: PLR0913, PLR0917 -- each is an option
     form: Annotated[str, typer.Option("--as", help="peft, serving, merged or gguf.")] = "peft",
     rank: Annotated[int | None, typer.Option(min=1, help="Largest rank of the result, by SVD.")] = None,
     dtype: Annotated[str, typer.Option(help="Of a merged model: float32, bfloat16 or float16.")] = "float32",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Take the place of what is there.")] = False,  # noqa: FBT002 -- typer's way
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Take the place of an export that is there.")] = False,  # noqa: FBT002 -- typer's way
 ) -> None:
     """Export adapters in some form, with tokenizer, model card and provenance, each checked in a process of its own."""
     from tuner.exporting import export_all  # noqa: PLC0415 -- keeps --help fast

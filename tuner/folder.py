@@ -203,12 +203,12 @@ class SweepFolder:
                     parent.rmdir()
 
 
-def require_empty(path: Path) -> None:
-    """Make sure that nothing would be overwritten: no such path yet, or an empty folder.
+def require_empty(path: Path, allowed: str = "") -> None:
+    """Make sure that nothing would be overwritten: no such path yet, or an empty folder; `allowed` says what might be there.
 
     Raises:
         FolderError: There is something.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        msg = f"{path} exists and is no empty folder; choose another"
+        msg = f"{path} exists and is no empty folder{allowed}; choose another"
         raise FolderError(msg)

@@ -179,7 +179,7 @@ def test_an_adapter_that_does_not_load_is_refused(tampered: Path, tmp_path: Path
 def test_a_disk_that_has_no_room_leaves_nothing_and_keeps_what_was_there(swept: Sweep, tmp_path: Path) -> None:
     to = tmp_path / "merged"
     to.mkdir()
-    (to / "old").write_text("kept")
+    (to / "provenance.json").write_text("kept")
     command = f"ulimit -f 40; exec {sys.executable} -m tuner export {swept.folder} --to {to} --as merged --overwrite"
 
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)  # no file above 40 KiB
@@ -187,7 +187,7 @@ def test_a_disk_that_has_no_room_leaves_nothing_and_keeps_what_was_there(swept: 
     assert done.returncode == 1
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
-    assert [(file.name, file.read_text()) for file in to.iterdir()] == [("old", "kept")]
+    assert [(file.name, file.read_text()) for file in to.iterdir()] == [("provenance.json", "kept")]
     assert [file.name for file in tmp_path.iterdir()] == ["merged"]
 
 

@@ -179,8 +179,9 @@ def _require_room(target: Path, swept: Path, *, overwrite: bool) -> None:
     if target.resolve() == swept.resolve() or target.resolve() in swept.resolve().parents:
         msg = f"{target} holds the sweep itself; choose another folder"
         raise FolderError(msg)
-    if not overwrite or not (target / "provenance.json").is_file():
-        require_empty(target)
+    if (target / "provenance.json").is_file() and overwrite:
+        return
+    require_empty(target, allowed=" (--overwrite takes the place of an export alone)" if overwrite else "")
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
