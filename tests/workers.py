@@ -29,7 +29,7 @@ class UnbuildableWorker(SyntheticWorker):
 
 
 class DyingWorker(SyntheticWorker):
-    """Its process ends without a word at the second rung of trial 1, as often as `deaths` in the sweep's folder says."""
+    """Its process ends without a word at the second rung of trial 1, as often as `deaths` beside the sweep's folder says."""
 
     def __init__(self, config: SweepConfig, folder: Path | None) -> None:
         super().__init__(config, folder)
@@ -43,12 +43,26 @@ class DyingWorker(SyntheticWorker):
 
     def advance(self) -> Result:
         self._rungs += 1
-        if self._number == 1 and self._rungs == 2 and self._folder is not None:
-            marker = self._folder.parent / "deaths"
-            deaths = int(marker.read_text())
-            if deaths > 0:
-                marker.write_text(str(deaths - 1))
-                os._exit(1)
+        if self._number == 1 and self._rungs == 2:
+            self._die()
+        return super().advance()
+
+    def _die(self) -> None:
+        if self._folder is not None and (deaths := int((self._folder.parent / "deaths").read_text())) > 0:
+            (self._folder.parent / "deaths").write_text(str(deaths - 1))
+            os._exit(1)
+
+
+class DyingAtTheStartWorker(DyingWorker):
+    """The same, when trial 1 is handed to it."""
+
+    def start(self, spec: TrialSpec) -> None:
+        super().start(spec)
+        if spec.number == 1:
+            self._die()
+
+    def advance(self) -> Result:
+        self._number = -1
         return super().advance()
 
 

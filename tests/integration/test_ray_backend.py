@@ -18,7 +18,7 @@ from tuner.trial import FailReason, TrialState
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 SYNTHETIC = "tuner.worker.synthetic:SyntheticWorker"
-DYING = "tests.workers:DyingWorker"
+DYING, DYING_AT_THE_START = "tests.workers:DyingWorker", "tests.workers:DyingAtTheStartWorker"
 
 
 class TestRayBackend(BackendContract):
@@ -45,19 +45,21 @@ def test_more_than_any_node_has_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_trial_goes_on_after_its_worker_was_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("worker", [DYING, DYING_AT_THE_START])
+def test_a_trial_goes_on_after_its_worker_was_lost(tmp_path: Path, worker: str) -> None:
     (tmp_path / "deaths").write_text("1")
 
-    swept = run(tmp_path, "ray", {"pruning.method": "none"}, DYING)
+    swept = run(tmp_path, "ray", {"pruning.method": "none", "resources.max_concurrent_trials": 1}, worker)
 
     assert {record.state for record in swept.records} == {TrialState.COMPLETE}
     assert (tmp_path / "deaths").read_text() == "0"
 
 
-def test_a_trial_whose_worker_is_lost_each_time_fails_and_the_sweep_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("worker", [DYING, DYING_AT_THE_START])
+def test_a_trial_whose_worker_is_lost_each_time_fails_and_the_sweep_goes_on(tmp_path: Path, worker: str) -> None:
     (tmp_path / "deaths").write_text("99")
 
-    swept = run(tmp_path, "ray", {"pruning.method": "none", "resources.max_worker_restarts": 1}, DYING)
+    swept = run(tmp_path, "ray", {"pruning.method": "none", "resources.max_worker_restarts": 1}, worker)
 
     outcomes = [record.outcome for record in swept.trials if record.outcome]
     assert [outcome.reason for outcome in outcomes] == [None, FailReason.WORKER_LOST, None, None]

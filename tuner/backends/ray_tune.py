@@ -14,6 +14,7 @@ import pkgutil
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -103,7 +104,7 @@ class RayBackend:
         self._connect()
         placement = Placement(config, study, ray_cluster, time.monotonic)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_NO_LIMIT)
-        verbs, trials = _Remembering(study), _Trials()
+        verbs, trials = _Remembering(study), _Trials(config.resources.max_worker_restarts)
         interruption = _Interruption(f"tuner:{uuid.uuid4().hex}")
         # Tune's own notes, which nobody reads: not in the sweep's folder, whose disk may be full
         with _logging(config, folder, study) as callbacks, tempfile.TemporaryDirectory(prefix="tuner-") as scratch:
@@ -145,14 +146,32 @@ class RayBackend:
         self._owns_cluster = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Trials:
     """What searcher and scheduler both know of Ray's trials, by Ray's id."""
 
-    numbers: dict[str, int] = field(default_factory=dict)
-    """The study's number."""
+    max_restarts: int
+    specs: dict[str, TrialSpec] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     """What Ray said when the worker was last lost."""
+    again: list[TrialSpec] = field(default_factory=list)
+    """To be given to another worker, as other trials of Ray's."""
+    _num_restarts: Counter[int] = field(default_factory=Counter)
+
+    def number(self, trial_id: str) -> int:
+        """The study's."""
+        return self.specs[trial_id].number
+
+    def lost(self, trial: Trial) -> None:
+        """Keep what Ray says; it calls this each time that a worker is lost, also where the trial then goes on."""
+        # not trial.get_error(), which looks in the storage, where the file comes only later (ray 2.60)
+        said = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+        self.errors[trial.trial_id] = said
+        # Tune has no restart for a trial whose worker dies while it takes the trial on (ray 2.60): that one is PENDING
+        number = self.number(trial.trial_id)
+        if trial.status == Trial.PENDING and self._num_restarts[number] < self.max_restarts:
+            self._num_restarts[number] += 1
+            self.again.append(self.specs[trial.trial_id])
 
 
 class _Remembering:
@@ -277,19 +296,20 @@ class _StudySearcher(Searcher):
         """A trial of the study as one of Ray's; a paused one comes back as another of Ray's. None is "not now"."""
         if not self._placement.may_ask():
             return None
-        spec: TrialSpec | None = self._study.ask()
+        may_again = self._trials.again and not self._study.is_interrupted
+        spec: TrialSpec | None = self._trials.again.pop(0) if may_again else self._study.ask()
         if spec is None:
             return str(Searcher.FINISHED) if self._study.is_over else None
-        self._trials.numbers[trial_id] = spec.number
+        self._trials.specs[trial_id] = spec
         return {**self._shared, "spec": spec, REQUEST: self._placement.asked(trial_id, spec)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell a trial whose worker was lost once too often; the scheduler has told all others."""
         self._placement.ended(trial_id)
-        if error:
+        if error and self._trials.specs[trial_id] not in self._trials.again:
             detail = self._trials.errors.get(trial_id, "")
             outcome = Outcome(state=TrialState.FAIL, reason=FailReason.WORKER_LOST, detail=detail)
-            self._study.tell(self._trials.numbers[trial_id], outcome)
+            self._study.tell(self._trials.number(trial_id), outcome)
 
     def save(self, checkpoint_path: str) -> None:
         """The journal is the only state."""
@@ -319,15 +339,11 @@ class _StudyScheduler(FIFOScheduler):
         return None
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        decision = hand_in(self._study, self._trials.numbers[trial.trial_id], result[RESULT])
+        decision = hand_in(self._study, self._trials.number(trial.trial_id), result[RESULT])
         return str(TrialScheduler.CONTINUE if decision is Decision.CONTINUE else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        """Keep what Ray says; it calls this each time that a worker is lost, also where the trial then goes on."""
-        # not trial.get_error(), which looks in the storage, where the file comes only later (ray 2.60)
-        self._trials.errors[trial.trial_id] = (
-            Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
-        )
+        self._trials.lost(trial)
 
 
 def _fit(tuner: tune.Tuner, verbs: _Remembering) -> None:
