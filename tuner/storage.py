@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from tuner.errors import StorageError
+from tuner.whole import SUFFIX, whole
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -40,7 +41,7 @@ class Files(Protocol):
     """Where a sweep's checkpoints and adapters are, by keys such as `checkpoints/trial-0007`."""
 
     def names(self, key: str) -> list[str]:
-        """What lies directly in a folder, sorted; nothing where there is none."""
+        """What lies directly in a folder, sorted, but for what is being filled; nothing where there is none."""
 
     def move(self, key: str, to: str) -> None:
         """Move a folder to where none is."""
@@ -62,7 +63,7 @@ class LocalFiles:
     def names(self, key: str) -> list[str]:
         """What lies directly in a folder."""
         folder = self._path / key
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        return sorted(path.name for path in folder.iterdir() if path.suffix != SUFFIX) if folder.is_dir() else []
 
     def move(self, key: str, to: str) -> None:
         """Rename a folder."""
@@ -74,6 +75,10 @@ class LocalFiles:
         """Remove a folder."""
         if (self._path / key).exists():
             shutil.rmtree(self._path / key)
+
+
+class _GoneError(Exception):
+    """A folder is being removed while it is read."""
 
 
 class ObjectFiles:
@@ -144,16 +149,11 @@ class ObjectFiles:
             return False
         if folder.is_dir() and _digests(folder) == files:
             return True
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        for name in files:
-            target = partial / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not self._insisting(functools.partial(self._fetch, f"{key}/{name}", target)):
-                return False  # it is being removed
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-        return True
+        with contextlib.suppress(_GoneError), whole(folder) as partial:
+            for name in files:
+                self._bring(f"{key}/{name}", partial / name)
+            return True
+        return False
 
     def upload_all(self, folder: Path, key: str) -> None:
         """Have the folders in a folder here also there, and no others."""
@@ -190,6 +190,11 @@ class ObjectFiles:
             if info.path.endswith(f"/{WHOLE}"):
                 self._insisting(functools.partial(self._fs.delete_file, info.path))
         self._insisting(lambda: self._delete(key))
+
+    def _bring(self, key: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not self._insisting(functools.partial(self._fetch, key, target)):
+            raise _GoneError
 
     def _digests_of(self, key: str, names: list[str]) -> dict[str, str]:
         """SHA-256 of files of a folder that is part of a whole one."""
@@ -296,7 +301,7 @@ def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = (path for path in sorted(folder.iterdir()) if path.is_dir())
-    return [path for path in found if not path.name.startswith(".") and not path.name.endswith(".partial")]
+    return [path for path in found if not path.name.startswith(".") and not path.name.endswith(SUFFIX)]
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -169,6 +169,24 @@ def test_a_wrong_token_is_refused_at_once(head: Head, tmp_path: Path, token: dic
     assert not (tmp_path / "reports").exists()
 
 
+def test_a_token_for_a_cluster_that_asks_for_none_is_told(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tuner", "run", str(small_sweep(tmp_path)), "--address"]
+    with ray_head(num_cpus=1) as head:
+        ran = subprocess.run(
+            [*command, head.address],
+            env=head.env | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 32},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+
+    assert ran.returncode == 2
+    assert "asks for no token" in ran.stderr
+    assert not (tmp_path / "reports").exists()
+
+
 def test_a_driver_with_the_token_runs_on_the_cluster(head: Head, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.with_worker", SYNTHETIC, "run", str(small_sweep(tmp_path))]
     done = subprocess.run(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.commands import call
-from tests.drivers import results
+from tests.drivers import driving, results
 from tests.meanwhile import Meanwhile
 from tests.object_storage import SECRET, Bucket, bucket
 from tests.sweeps import write_sweep
@@ -94,31 +94,34 @@ def test_a_sweep_of_a_real_model_trains_scores_and_exports_through_the_storage(b
 
 
 @pytest.fixture
-def two_nodes(bucket: Bucket, tmp_path: Path) -> Iterator[None]:
-    """Two Ray nodes of a core each, with a scratch folder each."""
-    import ray
+def two_nodes(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of two Ray nodes of a core each, with a scratch folder each."""
+    from ray._common.utils import reset_ray_address
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # for the nodes as for the driver
     cluster = Cluster()
+    reset_ray_address()  # or else any ray.init() on this machine would join it (ray 2.60)
     for node in ("one", "two"):
         cluster.add_node(num_cpus=1, env_vars={"TUNER_SCRATCH": str(tmp_path / node)}, include_dashboard=False)
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield
-    ray.shutdown()
+    yield str(cluster.address)
     cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.usefixtures("two_nodes")
-def test_a_trial_whose_node_is_lost_goes_on_from_its_last_rung_on_another(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_trial_whose_node_is_lost_goes_on_from_its_last_rung_on_another(
+    bucket: Bucket, two_nodes: str, tmp_path: Path
+) -> None:
     asked: dict[str, Any] = {"resources.storage": bucket.folder(), "search.num_trials": 2, "pruning.method": "none"}
     (tmp_path / "deaths").write_text("1")
 
-    found = sweep.run(
-        write_sweep(tmp_path, asked), out=tmp_path / "out", backend="ray", worker="tests.losing_worker:LosingWorker"
-    )
+    file = write_sweep(tmp_path, {**asked, "resources.backend": "ray"})
+    words = ("tests.losing_worker:LosingWorker", "run", str(file), "--out", f"{tmp_path}/out")
+    with driving(*words, module="tests.with_worker", environment={"RAY_ADDRESS": two_nodes}) as driver:
+        assert driver.ended() == 0, driver.text
 
+    found = sweep.load(tmp_path / "out")
     expected = with_folder(tmp_path, asked, "tuner.worker.host:Worker").records
     assert results(found.records) == results(expected)
     assert (tmp_path / "deaths").read_text() == "0"

@@ -21,6 +21,7 @@ LAYERS = (
         "tuner.lora",
         "tuner.pareto",
         "tuner.redaction",
+        "tuner.whole",
         "tuner.without_gc",
     ),
     ("tuner.gpus", "tuner.layers", "tuner.prediction", "tuner.sizes", "tuner.storage"),
@@ -72,6 +73,7 @@ WORKER_MAY_IMPORT = (
     "tuner.space_config",
     "tuner.storage",
     "tuner.trial",
+    "tuner.whole",
 )
 """The worker's room stands beside the layers: only the predictor's imports it (backends name it by a dotted path)."""
 PREDICTOR_MAY_IMPORT = (*WORKER_MAY_IMPORT, "tuner.prediction", "tuner.sizes", "tuner.workload")

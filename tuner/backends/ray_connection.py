@@ -6,14 +6,18 @@ token, and says the same of both (ray 2.60).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 
+import grpc
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # not in its stub
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]  # made at run time
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError, RpcError
 
 from tuner.errors import ClusterError
@@ -70,6 +74,7 @@ def _require_answer(given: str, located: tuple[str, int]) -> None:
         socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as ray.init does, later
         GcsClient(address=f"{host}:{port}").check_alive([], timeout=CONNECT_TIMEOUT_S)
+        _require_same_authentication(given, f"{host}:{port}")
     except OSError as error:
         msg = f"no Ray cluster answers at {given} ({host}:{port}: {error.strerror or 'timed out'})"
         raise ClusterError(msg) from error
@@ -78,3 +83,17 @@ def _require_answer(given: str, located: tuple[str, int]) -> None:
         raise ClusterError(msg) from error
     except RpcError as error:
         raise ClusterError(f"what answers at {given} is no Ray cluster that this Ray understands ({error})") from error
+
+
+def _require_same_authentication(given: str, located: str) -> None:
+    """A head without tokens lets a driver with one in; then the driver refuses the head, and no worker ever starts (ray 2.60)."""
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return
+    with grpc.insecure_channel(located) as channel, contextlib.suppress(grpc.RpcError):
+        gcs = NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
+        gcs.CheckAlive(CheckAliveRequest(), timeout=CONNECT_TIMEOUT_S)
+        msg = (
+            f"the Ray cluster at {given} asks for no token, and here one is shown: no worker would start. "
+            f"Set RAY_AUTH_MODE=disabled. {WHERE_RAY_LOOKS}"
+        )
+        raise ClusterError(msg)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
+
+from tuner.whole import whole
 
 VARIABLE = "TUNER_CACHE"
 """Environment variable that names the cache's folder; `~/.cache/tuner` by default."""
@@ -29,9 +30,6 @@ def cached(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
     folder = home / key
     with FileLock(home / f"{key}.lock"):
         if not folder.is_dir():
-            partial = home / f"{key}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            fill(partial)
-            partial.rename(folder)
+            with whole(folder) as partial:
+                fill(partial)
     return folder

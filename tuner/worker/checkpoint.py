@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tuner.whole import remove_partial, whole
+
 if TYPE_CHECKING:
     from tuner.worker.training import TrialRun
 
@@ -37,20 +39,13 @@ def save_checkpoint(run: TrialRun, folder: Path, *, with_adapter: bool) -> None:
         with_adapter: Write the adapter in PEFT's format too.
     """
     final = folder / f"step-{run.steps:06d}"
-    partial = folder / f"{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole(final) as partial:
         torch.save(run.state_dict(), partial / "state.pt")
         if with_adapter:
             run.adapted.save(partial / "adapter")
         (partial / CHECKSUMS).write_text(json.dumps(_digests(partial)), encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # half of it is of no use, and may be what fills the disk
     for older in _saved(folder)[:-NUM_KEPT]:
-        shutil.rmtree(older)
+        shutil.rmtree(older, ignore_errors=True)
 
 
 def restore_checkpoint(run: TrialRun, folder: Path) -> tuple[str, ...]:
@@ -59,6 +54,7 @@ def restore_checkpoint(run: TrialRun, folder: Path) -> tuple[str, ...]:
     Returns:
         What people should know: states that were damaged. These are removed.
     """
+    remove_partial(folder)
     remarks = []
     for saved in reversed(_saved(folder)):
         if (problem := damage(saved)) is None:
