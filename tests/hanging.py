@@ -11,6 +11,7 @@ from tuner.worker.host import Worker
 
 if TYPE_CHECKING:
     from tuner.config import SweepConfig
+    from tuner.worker.stepping import Stepped
 
 
 def hang_for_ever() -> None:
@@ -25,13 +26,13 @@ class HangingWorker(Worker):
         super().__init__(config, folder)
         if folder is None:
             return
-        marker, whole = folder.parent / "hangs", training.TrialRun._step
+        marker, whole = folder.parent / "hangs", training.TrialRun.step
 
-        def step(self: training.TrialRun) -> float:
+        def step(self: training.TrialRun) -> Stepped:
             left = int(marker.read_text())
-            if self._spec.number == 0 and self.steps == 3 and left:
+            if self.spec.number == 0 and self.steps == 3 and left:
                 marker.write_text(str(left - 1))
                 hang_for_ever()
             return whole(self)
 
-        training.TrialRun._step = step  # type: ignore[method-assign]
+        training.TrialRun.step = step  # type: ignore[method-assign]

@@ -169,6 +169,13 @@ def _resource_problems(known: _Known) -> Iterator[tuple[Place, str]]:
         yield ("resources", "gpus_per_trial"), f"must be whole above 1 (fractions share one card), got {gpus}"
     if gpus == 0 and known.training and known.training.optimizer == "paged_adamw_8bit":
         yield ("training", "optimizer"), "paged_adamw_8bit needs a GPU, and resources.gpus_per_trial is 0"
+    if known.resources.trials_per_worker == 1:
+        return
+    place = ("resources", "trials_per_worker")
+    if gpus == "auto":
+        yield place, "needs a number as resources.gpus_per_trial, which is the worker's then, got auto"
+    if known.model and known.model.quantization == "int8":
+        yield place, "can't be more than 1 with model.quantization int8; nf4, fp4 and none can"
 
 
 def _memory_problems(known: _Known) -> Iterator[tuple[Place, str]]:

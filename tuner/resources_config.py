@@ -20,6 +20,13 @@ def _gpus(raw: object) -> object:
     raise wrong("must be auto or a number of at least 0, got {got}", got=repr(raw))
 
 
+def _trials(raw: object) -> object:
+    """The same for a number of trials."""
+    if raw == "auto" or (isinstance(raw, int) and not isinstance(raw, bool) and raw >= 1):
+        return raw
+    raise wrong("must be auto or a whole number of at least 1, got {got}", got=repr(raw))
+
+
 class ResourcesConfig(Section):
     """What a trial gets, and how trials are placed."""
 
@@ -32,6 +39,9 @@ class ResourcesConfig(Section):
     their predicted memory; where nothing is predicted each gets a whole card."""
     max_trials_per_gpu: Annotated[int, Field(ge=1)] = 4
     """With `gpus_per_trial: auto`: most trials on a card, however small they are; they take turns in computing."""
+    trials_per_worker: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(_trials)] = 1
+    """Trials that share a worker's base model and make their steps together; what a trial gets of CPU and GPU is then its.
+    `auto`: each worker measures how many are fastest; see [trials together](together.md)."""
     max_concurrent_trials: Annotated[int, Field(ge=1)] | None = None
     """Most trials at a time; as many as the cluster holds by default."""
     node_wait_s: Positive = 600.0

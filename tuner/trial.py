@@ -295,6 +295,18 @@ class Interruption:
 
 
 Result = Metrics | Outcome | Interruption
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """What a worker that has several trials at work brings at a time."""
+
+    results: tuple[tuple[int, Result], ...]
+    """(trial number, what came of it), of those that have something to tell."""
+    room: int
+    """Trials that it could take on beside those that it has, these among them."""
+
+
 """What a worker brings back."""
 
 

@@ -66,7 +66,7 @@ def test_frozen_weights_get_no_gradient_and_are_bit_identical_after_training(tmp
     before = bytes_of(loaded.base.model)
 
     run = TrialRun(loaded.base, loaded.data, make_spec(0, lora=PLAIN), config)
-    first, last = run._step(), [run._step() for _ in range(7)][-1]
+    first, last = run.step().loss, [run.step().loss for _ in range(7)][-1]
     frozen = [parameter for parameter in run.adapted.model.parameters() if not parameter.requires_grad]
     run.close()
 
@@ -150,7 +150,7 @@ def test_eva_starts_from_directions_in_which_the_inputs_vary(tmp_path: Path) -> 
     layer: Any = run.adapted.model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
     seen: list[torch.Tensor] = []
     layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().flatten(0, -2)))
-    run._step()
+    run.step()
 
     inputs_ND = torch.cat(seen)
     a_RD = layer.lora_A["default"].weight.detach()

@@ -253,10 +253,10 @@ def test_measured_memory_agrees_with_a_second_method(running: TrialRun) -> None:
     counted = LiveBytes({tensor.untyped_storage().data_ptr() for tensor in resident})
     step = running.steps
     with meter.watch():
-        running._step()
+        running.step()
     running.steps = step
     with counted:
-        running._step()
+        running.step()
 
     expected = resident_bytes(running.adapted.model, running._optimizer) + counted.peak
     assert meter.peak_bytes() == pytest.approx(expected, rel=0.03)

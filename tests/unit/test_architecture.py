@@ -122,6 +122,7 @@ HOMES = {
         "tuner.backends.ray_connection",
         "tuner.backends.ray_logging",
         "tuner.backends.ray_placement",
+        "tuner.backends.ray_trials",
         "tuner.backends.ray_tune",
         "tuner.cluster",
     ),

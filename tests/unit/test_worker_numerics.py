@@ -36,8 +36,9 @@ from tuner.worker.evaluation import (
 )
 from tuner.worker.inspection import packing_problem
 from tuner.worker.model import BaseModel
+from tuner.worker.optimizer import parameter_groups
 from tuner.worker.token_files import Ragged, Tokenized
-from tuner.worker.training import ScoringData, TrainingData, TrialRun, parameter_groups
+from tuner.worker.training import ScoringData, TrainingData, TrialRun
 
 CPU = torch.device("cpu")
 Q_PROJ = "model.layers.0.self_attn.q_proj"
@@ -219,7 +220,7 @@ PINNED = (3.9702444, 3.5392637)
 def test_twenty_steps_on_a_tiny_llama_give_the_losses_that_they_always_gave() -> None:
     run = tiny_run()
 
-    losses = [run._step() for _ in range(20)]
+    losses = [run.step().loss for _ in range(20)]
 
     assert (losses[0], losses[-1]) == pytest.approx(PINNED, rel=1e-4)
 
@@ -230,7 +231,7 @@ def test_accumulated_batches_give_the_step_of_one_large_batch() -> None:
         run.adapted.model.eval()  # dropout is drawn by batch
     small._order.at = lambda index: large._order.at(index // 2)[index % 2 * 4 :][:4]  # type: ignore[method-assign]
 
-    losses = [(large._step(), small._step()) for _ in range(3)]
+    losses = [(large.step().loss, small.step().loss) for _ in range(3)]
 
     assert all(one == pytest.approx(other, rel=1e-5) for one, other in losses)
 
@@ -238,7 +239,7 @@ def test_accumulated_batches_give_the_step_of_one_large_batch() -> None:
 def test_checkpointing_changes_no_loss() -> None:
     plain, saving = tiny_run(), tiny_run(gradient_checkpointing=True)
 
-    assert [saving._step() for _ in range(3)] == pytest.approx([plain._step() for _ in range(3)], rel=1e-6)
+    assert [saving.step().loss for _ in range(3)] == pytest.approx([plain.step().loss for _ in range(3)], rel=1e-6)
 
 
 def test_b_learns_at_its_own_rate_and_biases_do_not_decay() -> None:
@@ -258,7 +259,7 @@ def test_b_learns_at_its_own_rate_and_biases_do_not_decay() -> None:
 def test_exact_match_is_what_greedy_generation_gives() -> None:
     run = tiny_run()
     for _ in range(20):  # random weights never repeat a completion
-        run._step()
+        run.step()
     base, model = run._base, run.adapted.model
     model.eval()
     generate: Any = model.generate

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.backends import StudyVerbs, TrialWorker, hand_in, worker_environment
-from tuner.trial import Decision, Inspection, TrialSpec
+from tuner.backends import StudyVerbs, hand_in, worker_environment
+from tuner.backends.crew import Crew, build_crew, first_room
+from tuner.trial import Decision, Inspection
 
 if TYPE_CHECKING:
     from tuner.config import SweepConfig
@@ -30,22 +30,27 @@ class LocalBackend:
 
     def run(self, config: SweepConfig, folder: Path, study: StudyVerbs) -> None:
         """Work until the study gives out no more trials."""
-        worker = self._build(config, folder)
-        worker.listen(lambda: study.is_interrupted)
-        while (spec := study.ask()) is not None:
-            _run_trial(worker, study, spec)
-        worker.close()
+        crew, room = self._build(config, folder), first_room(config)
+        crew.listen(lambda: study.is_interrupted)
+        num_at_work = 0
+        while True:
+            while room > 0 and (spec := study.ask()) is not None:
+                crew.take_on(spec)
+                num_at_work, room = num_at_work + 1, room - 1
+            if not num_at_work:
+                break
+            told = crew.advance()
+            gone = [
+                number for number, result in told.results if hand_in(study, number, result) is not Decision.CONTINUE
+            ]
+            for number in gone:
+                crew.drop(number)
+            num_at_work, room = num_at_work - len(gone), told.room + len(gone)
+        crew.close()
 
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _build(self, config: SweepConfig, folder: Path | None) -> TrialWorker:
+    def _build(self, config: SweepConfig, folder: Path | None) -> Crew:
         os.environ.update(worker_environment(config))
-        worker: TrialWorker = pkgutil.resolve_name(self._worker)(config, folder)
-        return worker
-
-
-def _run_trial(worker: TrialWorker, study: StudyVerbs, spec: TrialSpec) -> None:
-    worker.start(spec)
-    while hand_in(study, spec.number, worker.advance()) is Decision.CONTINUE:
-        pass
+        return build_crew(self._worker, config, folder)

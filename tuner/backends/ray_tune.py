@@ -14,10 +14,9 @@ import pkgutil
 import tempfile
 import time
 import uuid
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from tuner.backends import StudyVerbs, TrialWorker, hand_in, worker_environment
+from tuner.backends.crew import build_crew, first_room
 from tuner.backends.placement import Placement, asked_of, require_room
 from tuner.backends.ray_connection import join_cluster
 from tuner.backends.ray_placement import (
@@ -40,9 +40,10 @@ from tuner.backends.ray_placement import (
     ray_cluster,
     reserved,
 )
+from tuner.backends.ray_trials import Trials
 from tuner.errors import TunerError
 from tuner.placing import inspecting_request
-from tuner.trial import Decision, FailReason, Inspection, Metrics, Outcome, TrialRecord, TrialSpec, TrialState
+from tuner.trial import Decision, Inspection, Metrics, Outcome, Round, TrialRecord, TrialSpec
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -55,6 +56,8 @@ INTERRUPT_POLL_S = 0.25
 """How often a worker asks whether it is to stop."""
 _NO_LIMIT = 1_000_000
 """Of Ray's own to the trials that wait: what is asked for is limited instead."""
+SPECS = "specs"
+"""Key of the trials that a worker is to begin with."""
 RESULT = "result"
 """Key of what a worker brought, in the result that goes through Ray."""
 
@@ -104,7 +107,8 @@ class RayBackend:
         self._connect()
         placement = Placement(config, study, ray_cluster, time.monotonic)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_NO_LIMIT)
-        verbs, trials = _Remembering(study), _Trials(config.resources.max_worker_restarts)
+        verbs = _Remembering(study)
+        trials = Trials(verbs, config.resources)
         interruption = _Interruption(f"tuner:{uuid.uuid4().hex}")
         # Tune's own notes, which nobody reads: not in the sweep's folder, whose disk may be full
         with _logging(config, folder, study) as callbacks, tempfile.TemporaryDirectory(prefix="tuner-") as scratch:
@@ -117,7 +121,7 @@ class RayBackend:
                     "interruption": interruption,
                 },
                 tune_config=tune.TuneConfig(
-                    search_alg=_StudySearcher(verbs, trials, placement),
+                    search_alg=_StudySearcher(verbs, trials, placement, first_room(config)),
                     scheduler=_StudyScheduler(verbs, trials, interruption, placement),
                     num_samples=-1,
                     reuse_actors=True,
@@ -144,34 +148,6 @@ class RayBackend:
             return
         join_cluster(self._address)
         self._owns_cluster = True
-
-
-@dataclass(slots=True)
-class _Trials:
-    """What searcher and scheduler both know of Ray's trials, by Ray's id."""
-
-    max_restarts: int
-    specs: dict[str, TrialSpec] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)
-    """What Ray said when the worker was last lost."""
-    again: list[TrialSpec] = field(default_factory=list)
-    """To be given to another worker, as other trials of Ray's."""
-    _num_restarts: Counter[int] = field(default_factory=Counter)
-
-    def number(self, trial_id: str) -> int:
-        """The study's."""
-        return self.specs[trial_id].number
-
-    def lost(self, trial: Trial) -> None:
-        """Keep what Ray says; it calls this each time that a worker is lost, also where the trial then goes on."""
-        # not trial.get_error(), which looks in the storage, where the file comes only later (ray 2.60)
-        said = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
-        self.errors[trial.trial_id] = said
-        # Tune has no restart for a trial whose worker dies while it takes the trial on (ray 2.60): that one is PENDING
-        number = self.number(trial.trial_id)
-        if trial.status == Trial.PENDING and self._num_restarts[number] < self.max_restarts:
-            self._num_restarts[number] += 1
-            self.again.append(self.specs[trial.trial_id])
 
 
 class _Remembering:
@@ -252,37 +228,45 @@ class _Interruption:
 
 
 class TrialActor(tune.Trainable):
-    """A worker process: keeps its worker, and so its base model, from trial to trial."""
+    """A worker process: keeps its crew, and so its base model, from trial to trial."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Build the worker and start the first trial."""
-        factory = pkgutil.resolve_name(config["worker"])
-        self._worker: TrialWorker = factory(config["config"], Path(config["folder"]))
-        self._worker.listen(config["interruption"].is_set)
-        self._worker.start(config["spec"])
+        """Build the crew and start the first trials."""
+        self._crew = build_crew(config["worker"], config["config"], Path(config["folder"]))
+        self._crew.listen(config["interruption"].is_set)
+        self.seat(config[SPECS], ())
 
     def step(self) -> dict[str, Any]:
-        """Bring the trial to its next rung."""
-        return {RESULT: self._worker.advance()}
+        """Bring at least one trial to its next rung."""
+        return {RESULT: self._crew.advance()}
+
+    def seat(self, specs: Sequence[TrialSpec], gone: Sequence[int]) -> None:
+        """Drop some trials, and have others at work beside those that stay."""
+        for number in gone:
+            self._crew.drop(number)
+        for spec in specs:
+            self._crew.take_on(spec)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial on."""
-        self._worker.start(new_config["spec"])
+        """Take the next trials on."""
+        self._crew.close()
+        self.seat(new_config[SPECS], ())
         return True
 
     def cleanup(self) -> None:
         """The process ends."""
-        self._worker.close()
+        self._crew.close()
 
 
 class _StudySearcher(Searcher):
     """Passes `suggest` on to `ask`."""
 
-    def __init__(self, study: StudyVerbs, trials: _Trials, placement: Placement) -> None:
+    def __init__(self, study: StudyVerbs, trials: Trials, placement: Placement, room: int) -> None:
         super().__init__(metric=None, mode=None)
         self._study = study
         self._trials = trials
         self._placement = placement
+        self._room = room
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: object
@@ -293,23 +277,18 @@ class _StudySearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
-        """A trial of the study as one of Ray's; a paused one comes back as another of Ray's. None is "not now"."""
+        """Trials of the study as one of Ray's; a paused one comes back in another of Ray's. None is "not now"."""
         if not self._placement.may_ask():
             return None
-        may_again = self._trials.again and not self._study.is_interrupted
-        spec: TrialSpec | None = self._trials.again.pop(0) if may_again else self._study.ask()
-        if spec is None:
+        specs = tuple(self._trials.new_team(trial_id, self._room).values())
+        if not specs:
             return str(Searcher.FINISHED) if self._study.is_over else None
-        self._trials.specs[trial_id] = spec
-        return {**self._shared, "spec": spec, REQUEST: self._placement.asked(trial_id, spec)}
+        return {**self._shared, SPECS: specs, REQUEST: self._placement.asked(trial_id, specs[0])}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell a trial whose worker was lost once too often; the scheduler has told all others."""
+        """Tell what was lost once too often; the scheduler has told all others."""
         self._placement.ended(trial_id)
-        if error and self._trials.specs[trial_id] not in self._trials.again:
-            detail = self._trials.errors.get(trial_id, "")
-            outcome = Outcome(state=TrialState.FAIL, reason=FailReason.WORKER_LOST, detail=detail)
-            self._study.tell(self._trials.number(trial_id), outcome)
+        self._trials.ended(trial_id, is_lost=error)
 
     def save(self, checkpoint_path: str) -> None:
         """The journal is the only state."""
@@ -321,10 +300,11 @@ class _StudySearcher(Searcher):
 class _StudyScheduler(FIFOScheduler):
     """Passes results on to `report` and `tell`."""
 
-    def __init__(self, study: StudyVerbs, trials: _Trials, interruption: _Interruption, placement: Placement) -> None:
+    def __init__(self, study: StudyVerbs, trials: Trials, interruption: _Interruption, placement: Placement) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._study = study
         self._trials = trials
+        self._is_shared = trials.resources.trials_per_worker != 1
         self._interruption = interruption
         self._placement = placement
 
@@ -339,8 +319,19 @@ class _StudyScheduler(FIFOScheduler):
         return None
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        decision = hand_in(self._study, self._trials.number(trial.trial_id), result[RESULT])
-        return str(TrialScheduler.CONTINUE if decision is Decision.CONTINUE else TrialScheduler.STOP)
+        told: Round = result[RESULT]
+        team = self._trials.teams[trial.trial_id]
+        gone = [number for number, one in told.results if hand_in(self._study, number, one) is not Decision.CONTINUE]
+        for number in gone:
+            del team[number]
+        new = self._trials.fill(trial.trial_id, told.room + len(gone)) if self._is_shared else []
+        if not team:
+            return str(TrialScheduler.STOP)
+        if new or gone:
+            trial.config = {**trial.config, SPECS: tuple(team.values())}  # what another worker would go on with
+            actor: Any = trial.temporary_state.ray_actor
+            actor.seat.remote(new, gone)  # comes before its next step
+        return str(TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         self._trials.lost(trial)

@@ -19,7 +19,7 @@ from tuner.trial import Baseline
 from tuner.worker.adapters import lora_config
 from tuner.worker.architecture import AUTO_CLASSES, head_names, layers_of
 from tuner.worker.memory import tensors_of
-from tuner.worker.training import use_checkpointing
+from tuner.worker.recomputing import use_checkpointing
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from transformers.pytorch_utils import Conv1D
 
 from tuner.layers import ranks_of
@@ -54,6 +55,11 @@ class Adapted:
     def num_trainable(self) -> int:
         """Numbers that are trained."""
         return sum(parameter.numel() for parameter in self.trainable().values())
+
+    def adapter_at(self, name: str) -> nn.Module | None:
+        """PEFT's layer or head in the place of a module of the base; None where it is not adapted."""
+        found = self.model.get_submodule(f"{BASE}{name}")
+        return found if isinstance(found, LoraLayer | ModulesToSaveWrapper) else None
 
     def save(self, folder: Path) -> None:
         """Write the adapter in PEFT's format, for the base as it was before."""

@@ -41,6 +41,7 @@ from tuner.worker.inspection import inspect_sweep
 from tuner.worker.keeping import Keeper
 from tuner.worker.model import BaseModel, load_base
 from tuner.worker.pulse import HUNG, Pulse, hang_remarks, second_hang
+from tuner.worker.stepping import Steps, alone
 from tuner.worker.token_files import Scored, Tokenized
 from tuner.worker.tokens import tokenize_splits
 from tuner.worker.training import ScoringData, TrainingData, TrialRun
@@ -59,18 +60,26 @@ class Worker:
         config: The sweep, paths absolute.
         folder: The sweep's folder, seen by driver and workers under the same path unless `resources.storage` is named. None
             keeps nothing on disk.
+        loads: Brings base and data; from the disk by default.
+        pulse: Beats at each step; its own by default.
     """
 
-    def __init__(self, config: SweepConfig, folder: Path | None) -> None:
+    def __init__(
+        self,
+        config: SweepConfig,
+        folder: Path | None,
+        loads: Callable[[SweepConfig, BaseSpec], Loaded] | None = None,
+        pulse: Pulse | None = None,
+    ) -> None:
         self._config = config
         self._keeper = Keeper(config, folder)
+        self._loads = loads or load
         self._log: Path | None = None
         self._loaded: Loaded | None = None
         self._spec: TrialSpec | None = None
         self._run: TrialRun | None = None
         self._remarks: tuple[str, ...] = ()
-        is_alone = config.resources.backend != "local"  # to end a process that the driver shares would end the sweep
-        self._pulse = Pulse(config.resources.heartbeat_limit_s if is_alone else None)
+        self._pulse = pulse or pulse_of(config)
         torch.set_num_threads(max(1, int(config.resources.cpus_per_trial)))
         if self._keeper.folder is not None:
             self._log = self._keeper.folder / LOGS / f"worker-{platform.node()}-{os.getpid()}.log"
@@ -90,6 +99,10 @@ class Worker:
         self._spec = spec
 
     def advance(self) -> Result:
+        """`advancing`, each step made alone."""
+        return alone(self.advancing())
+
+    def advancing(self) -> Steps[Result]:
         """Bring the current trial to its next rung.
 
         A trial that has a checkpoint first repeats its last report, for the driver may not have heard it.
@@ -100,7 +113,7 @@ class Worker:
         """
         assert self._spec is not None  # noqa: S101 -- start() comes first
         try:
-            result = self._advance(self._spec)
+            result = yield from self._advancing(self._spec)
         except StorageError as error:
             result = Interruption(steps=self._run.steps if self._run else 0, problem=str(error))
         except Exception as error:
@@ -113,6 +126,16 @@ class Worker:
             self._keeper.keep_log(self._log)
         return result
 
+    @property
+    def run(self) -> TrialRun | None:
+        """The current trial, once it has begun."""
+        return self._run
+
+    @property
+    def place(self) -> Path | None:
+        """Where the current trial's checkpoints are."""
+        return self._keeper.checkpoints(self._spec.number) if self._spec else None
+
     def close(self) -> None:
         """Drop the current trial's adapter, optimizer and cached memory."""
         self._spec = None
@@ -124,7 +147,7 @@ class Worker:
                 self._loaded = None
         _free_memory()
 
-    def _advance(self, spec: TrialSpec) -> Result:
+    def _advancing(self, spec: TrialSpec) -> Steps[Result]:
         if self._pulse.is_interrupted():  # before minutes go by in loading a base
             return Interruption(steps=self._run.steps if self._run else 0)
         begun_s = time.time()
@@ -137,7 +160,7 @@ class Worker:
             if run.metrics is not None:
                 return self._told(run.metrics, begun_s)
         with self._pulse.watching(place / HUNG if place else None):
-            result = self._worked_on(spec, run)
+            result = yield from self._worked_on(spec, run)
         if isinstance(result, Outcome):
             return result
         if isinstance(result, Metrics):
@@ -162,10 +185,11 @@ class Worker:
             log.info("%s goes on from step %d", spec.label, run.steps)
         return run
 
-    def _worked_on(self, spec: TrialSpec, run: TrialRun) -> Result:
+    def _worked_on(self, spec: TrialSpec, run: TrialRun) -> Steps[Result]:
         if spec.scores is not None:
             return run.score(self._pulse)
-        return run.advance(self._next_rung(spec, run), self._pulse)
+        result: Result = yield from run.advancing(self._next_rung(spec, run), self._pulse)
+        return result
 
     def _saved(self, run: TrialRun, result: Metrics | Interruption, place: Path) -> Metrics | Interruption:
         """Keep what was reached; what can't be kept was not reached."""
@@ -202,7 +226,7 @@ class Worker:
         if self._loaded is None or self._loaded.spec != wanted:
             self._loaded = None
             _free_memory()
-            self._loaded = load(self._config, wanted)
+            self._loaded = self._loads(self._config, wanted)
         return self._loaded
 
     def _forget(self) -> None:
@@ -244,6 +268,11 @@ def base_for(config: SweepConfig, spec: TrialSpec) -> BaseSpec:
         return BaseSpec(config=config.model)
     plain = config.model.model_copy(update={"quantization": "none"})
     return BaseSpec(config=plain, is_trained=spec.baseline is Baseline.FULL)
+
+
+def pulse_of(config: SweepConfig) -> Pulse:
+    """A heartbeat with the sweep's limit, where the process is the worker's own: to end the driver's would end the sweep."""
+    return Pulse(None if config.resources.backend == "local" else config.resources.heartbeat_limit_s)
 
 
 def device_of(config: SweepConfig) -> torch.device:

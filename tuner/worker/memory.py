@@ -68,6 +68,49 @@ class CudaPeak:
         self._earlier = (peak_bytes, reserved_bytes or 0)
 
 
+class SharedCudaPeak:
+    """CUDA's counters around the watched steps alone, for a trial with others beside it in its process.
+
+    What it would have alone: the growth during the step, put on what is resident of its own. What the allocator would have
+    reserved for it alone is not known.
+
+    Args:
+        model: With its adapter; weights that others use too count as its own.
+        optimizer: Its state is resident from the second step on.
+        device: Where it stands.
+    """
+
+    kind = MemoryKind.CUDA_ALLOCATED
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._device = device
+        self._peak_bytes = 0
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Measure what happens inside."""
+        resident, before = resident_bytes(self._model, self._optimizer), torch.cuda.memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        yield
+        growth = torch.cuda.max_memory_allocated(self._device) - before
+        self._peak_bytes = max(self._peak_bytes, resident + growth)
+
+    def peak_bytes(self) -> int:
+        """Largest so far."""
+        return self._peak_bytes
+
+    def reserved_bytes(self) -> int | None:
+        """Not known."""
+        return None
+
+    def at_least(self, peak_bytes: int, reserved_bytes: int | None) -> None:
+        """Count in what an earlier process measured of the same trial."""
+        del reserved_bytes
+        self._peak_bytes = max(self._peak_bytes, peak_bytes)
+
+
 class CpuPeak:
     """Resident tensors plus allocator events of the watched steps.
 

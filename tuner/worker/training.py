@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from bitsandbytes.optim.adamw import PagedAdamW8bit
 from transformers import get_scheduler
 
 from tuner.lora import Init
@@ -35,16 +34,17 @@ from tuner.trial import (
 from tuner.worker.adapters import Adapted, attach, attach_nothing, attach_saved
 from tuner.worker.batches import Batch, BatchOrder, collate, collate_packed
 from tuner.worker.evaluation import Choices, Evaluation, evaluate, forward, num_learned, summed_loss
-from tuner.worker.memory import CpuPeak, CudaPeak, PeakMeter, empty_cache
+from tuner.worker.memory import CpuPeak, CudaPeak, PeakMeter, SharedCudaPeak, empty_cache
+from tuner.worker.optimizer import build_optimizer
 from tuner.worker.pulse import UNWATCHED, Pulse
+from tuner.worker.recomputing import stop_checkpointing, use_checkpointing
 from tuner.worker.starts import NUM_EVA_BATCHES
+from tuner.worker.stepping import Seeded, Stepped, Steps, alone
 from tuner.worker.token_files import Tokenized
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from torch import nn
-    from transformers import PreTrainedModel
 
     from tuner.config import SweepConfig
     from tuner.worker.model import BaseModel
@@ -97,13 +97,16 @@ class TrialRun:
     ) -> None:
         self._base = base
         self._data = data
-        self._spec = spec
+        self.spec = spec
+        """The trial."""
         self._config = config.training
         self._metric = config.metric
+        self._is_beside_others = config.resources.trials_per_worker != 1
         lengths = data.train.input_ids.lengths
         self._order = BatchOrder(lengths, batch_size=config.training.batch_size, seed=spec.seed)
         self.adapted: Adapted = self._attach(adapter)
-        self._trainable = list(self.adapted.trainable().values())
+        self.trainable = list(self.adapted.trainable().values())
+        """What is trained."""
         self._optimizer = build_optimizer(self.adapted.model, spec, config.training.optimizer)
         self._schedule = get_scheduler(
             config.training.lr_scheduler_type,
@@ -122,6 +125,10 @@ class TrialRun:
         """The last report."""
 
     def advance(self, steps: int, pulse: Pulse = UNWATCHED) -> Result:
+        """`advancing`, each step made alone."""
+        return alone(self.advancing(steps, pulse))
+
+    def advancing(self, steps: int, pulse: Pulse = UNWATCHED) -> Steps[Result]:
         """Train up to a rung and evaluate.
 
         Args:
@@ -131,11 +138,10 @@ class TrialRun:
         Returns:
             Metrics; a FAIL outcome as soon as a loss is not finite; an interruption where it was asked for.
         """
-        start_s = time.perf_counter()
-        stopped = self._train(steps, pulse)
+        stopped = yield from self._training(steps, pulse)
         if stopped is not None:
-            self._train_s += time.perf_counter() - start_s
             return stopped
+        start_s = time.perf_counter()
         # an evaluation's logits fit into no block of a training step: without this both would stay reserved
         empty_cache(self._base.device)
         scored = self._evaluated(self._data.validation, pulse)
@@ -144,7 +150,7 @@ class TrialRun:
         if not math.isfinite(scored.loss):
             return self._not_finite(f"validation loss {scored.loss} after step {self.steps}")
         metrics = self._measured(scored)
-        if self._spec.sees_test and self._is_last:
+        if self.spec.sees_test and self._is_last:
             metrics = dataclasses.replace(metrics, held_out=self._held_out(pulse))
         self.metrics, self._losses = metrics, []
         return metrics
@@ -154,7 +160,7 @@ class TrialRun:
         self.steps = self._config.max_steps
         return self.advance(self.steps, pulse)
 
-    def _train(self, steps: int, pulse: Pulse) -> Outcome | Interruption | None:
+    def _training(self, steps: int, pulse: Pulse) -> Steps[Outcome | Interruption | None]:
         """Train up to a rung; returns what keeps it from getting there."""
         largest = self._largest_step(steps)
         self.adapted.model.train()
@@ -162,15 +168,17 @@ class TrialRun:
             if pulse.is_interrupted():
                 return Interruption(steps=self.steps)
             pulse.beat()
-            loss = self._watched_step() if self.steps == largest else self._step()
-            if not math.isfinite(loss):
-                return self._not_finite(f"training loss {loss} at step {self.steps}")
-            self._losses.append(loss)
+            # the largest batch is measured, and always alone: what a trial needs is not a matter of who is beside it
+            done = self._watched_step() if self.steps == largest else (yield self) or self.step()
+            self._train_s += done.seconds
+            if not math.isfinite(done.loss):
+                return self._not_finite(f"training loss {done.loss} at step {self.steps}")
+            self._losses.append(done.loss)
         return None
 
     @property
     def _is_last(self) -> bool:
-        return self.steps == self._config.max_steps or self._spec.baseline is Baseline.ZERO_SHOT
+        return self.steps == self._config.max_steps or self.spec.baseline is Baseline.ZERO_SHOT
 
     def _evaluated(self, data: ScoringData, pulse: Pulse) -> Evaluation:
         return evaluate(self._base, self.adapted.model, data.batches, data.choices, self._memory.watch, pulse.beat)
@@ -246,25 +254,27 @@ class TrialRun:
 
     def close(self) -> None:
         """Leave the base as it was; full fine-tuning can't, its base must be loaded anew."""
-        _stop_checkpointing(self._base.model)
+        stop_checkpointing(self._base.model)
         self.adapted.detach()
 
     @property
     def is_base_spoilt(self) -> bool:
         """Whether the base is no longer what was loaded."""
-        return self._spec.baseline is Baseline.FULL
+        return self.spec.baseline is Baseline.FULL
 
     def _attach(self, adapter: Path | None) -> Adapted:
         if adapter is not None:
-            assert self._spec.lora is not None  # noqa: S101 -- saved adapters come from one
-            return attach_saved(self._base, self._spec.lora, adapter)
-        if self._spec.baseline is Baseline.FULL:
-            return attach_nothing(self._base, self._spec.seed)
-        is_asked = self._spec.lora is not None and self._spec.lora.init_lora_weights is Init.EVA
+            assert self.spec.lora is not None  # noqa: S101 -- saved adapters come from one
+            return attach_saved(self._base, self.spec.lora, adapter)
+        if self.spec.baseline is Baseline.FULL:
+            return attach_nothing(self._base, self.spec.seed)
+        is_asked = self.spec.lora is not None and self.spec.lora.init_lora_weights is Init.EVA
         seen = [self._batch(index) for index in range(NUM_EVA_BATCHES)] if is_asked else []
-        return attach(self._base, self._spec.lora, self._spec.seed, seen)
+        return attach(self._base, self.spec.lora, self.spec.seed, seen)
 
     def _build_meter(self) -> PeakMeter:
+        if self._base.device.type == "cuda" and self._is_beside_others:
+            return SharedCudaPeak(self.adapted.model, self._optimizer, self._base.device)
         if self._base.device.type == "cuda":
             return CudaPeak(self._base.device)
         return CpuPeak(self.adapted.model, self._optimizer)
@@ -285,81 +295,54 @@ class TrialRun:
             return collate(self._data.train, examples, pad_id=pad_id, device=device)
         return collate_packed(self._data.train, examples, capacity=self._data.capacity, pad_id=pad_id, device=device)
 
-    def _watched_step(self) -> float:
-        with self._memory.watch():
-            return self._step()
+    def step(self) -> Stepped:
+        """One optimizer step.
 
-    def _step(self) -> float:
-        """One optimizer step; returns the mean loss before it.
-
-        The mean is over all that the step's batches teach, so that accumulating gives what one large batch would.
+        The loss is the mean over all that the step's batches teach, so that accumulating gives what one large batch would.
         """
-        batches = {index: self._batch(index) for index in self._batches_of(self.steps)}
-        count = sum(map(num_learned, batches.values()))
-        loss = sum(self._backward(batch, index, count) for index, batch in batches.items())
-        torch.nn.utils.clip_grad_norm_(self._trainable, self._config.max_grad_norm)
+        start_s = time.perf_counter()
+        plan = self.planned()
+        loss = self.backward(plan)
+        self.finish_step(plan)
+        return Stepped(loss=loss, seconds=time.perf_counter() - start_s)
+
+    def planned(self) -> tuple[Seeded, ...]:
+        """What the next step trains on."""
+        numbers = self._batches_of(self.steps)
+        return tuple(Seeded(batch=self._batch(number), seed=_mixed(self.spec.seed, number)) for number in numbers)
+
+    def backward(self, plan: Sequence[Seeded]) -> float:
+        """Add the gradients of a step's mean loss, and return it."""
+        count = sum(num_learned(seeded.batch) for seeded in plan)
+        return sum(self._backward(seeded, count) for seeded in plan)
+
+    def finish_step(self, plan: Sequence[Seeded]) -> None:
+        """Take the step that the gradients ask for."""
+        torch.nn.utils.clip_grad_norm_(self.trainable, self._config.max_grad_norm)
         self._optimizer.step()
         self._schedule.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.drop_gradients()
         self.steps += 1
-        self._tokens += sum(batch.num_tokens for batch in batches.values())
-        return float(loss)
+        self._tokens += sum(seeded.batch.num_tokens for seeded in plan)
 
-    def _backward(self, batch: Batch, index: int, count: int) -> float:
+    def drop_gradients(self) -> None:
+        """As before a step."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _watched_step(self) -> Stepped:
+        with self._memory.watch():
+            return self.step()
+
+    def _backward(self, seeded: Seeded, count: int) -> float:
         """A batch's share of the step's mean loss, its gradients added."""
-        torch.manual_seed(_mixed(self._spec.seed, index))
+        torch.manual_seed(seeded.seed)
         # no name for the logits: they are gone when the backward pass begins
-        loss = summed_loss(forward(self._base, self.adapted.model, batch), batch.labels) / count
+        loss = summed_loss(forward(self._base, self.adapted.model, seeded.batch), seeded.batch.labels) / count
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
     def _not_finite(self, detail: str) -> Outcome:
         return Outcome(state=TrialState.FAIL, reason=FailReason.LOSS_NOT_FINITE, detail=detail)
-
-
-def build_optimizer(model: nn.Module, spec: TrialSpec, name: str) -> torch.optim.Optimizer:
-    """AdamW, or bitsandbytes' paged one with 8-bit state; B learns faster than A by the spec's ratio.
-
-    Args:
-        model: With what is trained.
-        spec: Gives learning rate, weight decay and ratio.
-        name: `adamw` or `paged_adamw_8bit`.
-    """
-    kind = PagedAdamW8bit if name == "paged_adamw_8bit" else torch.optim.AdamW
-    nothing = [{"params": [torch.nn.Parameter(torch.zeros(1))]}]  # zero-shot; an optimizer must hold something
-    built: torch.optim.Optimizer = kind(parameter_groups(model, spec) or nothing, lr=spec.learning_rate)
-    return built
-
-
-def parameter_groups(model: nn.Module, spec: TrialSpec) -> list[dict[str, Any]]:
-    """Trained parameters by learning rate and weight decay: B apart from the rest, biases and norms without decay.
-
-    PEFT's `create_loraplus_optimizer` (0.21) would raise the rate of biases and magnitudes with that of B.
-    """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            rate = spec.learning_rate * (spec.lora_plus_ratio if ".lora_B." in name else 1.0)
-            decay = spec.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
-
-
-def use_checkpointing(model: PreTrainedModel) -> None:
-    """Compute blocks again in the backward pass."""
-    enable = getattr(model, "activation_checkpointing_enable", None)  # its name in transformers from 5.20 or so
-    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-
-
-def _stop_checkpointing(model: PreTrainedModel) -> None:
-    """Off again, with the hooks that PEFT and transformers put on the embeddings for it (transformers 5.23)."""
-    if not model.is_gradient_checkpointing:
-        return
-    disable: Any = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
-    disable()
-    hooks = model.get_input_embeddings()._forward_hooks  # noqa: SLF001 -- torch has no public way to find them
-    for key in [key for key, hook in hooks.items() if "make_inputs_require_grads" in getattr(hook, "__name__", "")]:
-        del hooks[key]
 
 
 def _plain(metrics: Metrics) -> dict[str, Any]:
