@@ -40,6 +40,10 @@ class Part(enum.StrEnum):
     CONTEXT = "CUDA context"
 
 
+SHARED = {Part.WEIGHTS, Part.QUANTIZED, Part.QUANTIZATION, Part.CONTEXT}
+"""What trials in one process have together."""
+
+
 class Method(enum.StrEnum):
     """How a prediction was made."""
 
@@ -100,3 +104,13 @@ class Prediction:
     def side_by_side(self) -> int:
         """Trials that fit on the card at the same time, each in a process with a context of its own."""
         return int(self.capacity_bytes // (RESERVED_MARGIN * self.reserved_bytes + self.context_bytes))
+
+    def together_bytes(self, num_trials: int) -> int:
+        """Peak of a process that trains so many trials like this one together: one base, and of all else a part for each."""
+        shared = sum(num_bytes for part, num_bytes in self.parts if part in SHARED)
+        return shared + num_trials * (self.total_bytes - shared)
+
+    def together(self) -> int:
+        """Trials like this one that fit on the card in one process."""
+        own = max(1, self.together_bytes(1) - self.together_bytes(0))
+        return int((self.capacity_bytes / RESERVED_MARGIN - self.together_bytes(0)) // own)

@@ -160,8 +160,7 @@ def predicted(setup: Setup) -> int:
     return max(peak.num_bytes for peak in tracker.peaks.values())
 
 
-def measured(setup: Setup) -> int:
-    """As the worker trains and measures; the second step has the optimizer's state."""
+def base_of(setup: Setup) -> BaseModel:
     torch.manual_seed(0)
     model = AUTO_CLASSES[setup.task].from_config(  # type: ignore[no-untyped-call]
         setup.config(), dtype=getattr(torch, setup.dtype)
@@ -169,16 +168,21 @@ def measured(setup: Setup) -> int:
     model.requires_grad_(False)
     if setup.quantization != "none":
         quantize(model, setup)
-    base = BaseModel(
+    return BaseModel(
         model=model,
-        tokenizer=None,  # type: ignore[arg-type]  # nothing is tokenized
+        tokenizer=type("Tokenizer", (), {"pad_token_id": 0})(),  # nothing is tokenized
         device=torch.device("cpu"),
         compute_dtype=getattr(torch, setup.dtype),
         config=ModelConfig(name="/nowhere"),
     )
+
+
+def measured(setup: Setup) -> int:
+    """As the worker trains and measures; the second step has the optimizer's state."""
+    base = base_of(setup)
     adapted = attach(base, setup.lora, seed=0)
     if setup.is_checkpointed:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        base.model.activation_checkpointing_enable({"use_reentrant": False})
     adapted.model.train()
     optimizer = torch.optim.AdamW(adapted.trainable().values(), lr=1e-4)
     meter = CpuPeak(adapted.model, optimizer)

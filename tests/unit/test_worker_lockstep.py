@@ -12,11 +12,13 @@ import torch
 
 from tests.architectures import FAMILIES, build_base, task_of
 from tests.builders import make_config, make_lora, make_spec
+from tests.unit.test_vram_cpu import Setup, base_of, llama, measured
 from tests.unit.test_worker_numerics import CPU, tiny_base, tokens_of
 from tuner.worker.architecture import layers_of
 from tuner.worker.batches import evaluation_batches
 from tuner.worker.calibration import best_size
 from tuner.worker.lockstep import Lockstep
+from tuner.worker.memory import CpuPeak, resident_bytes
 from tuner.worker.model import BaseModel
 from tuner.worker.stepping import Stepped
 from tuner.worker.streams import Streams
@@ -146,6 +148,27 @@ def test_gradients_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Streams, "begin", lambda streams, seeds: begin(streams, [seed + 1 for seed in seeds]))
 
     assert not Lockstep(base, is_checkpointed=False).agrees(three_runs(base))
+
+
+@pytest.mark.parametrize("is_quantized", [False, True])
+def test_the_peak_of_trials_together_is_one_base_and_a_share_for_each(is_quantized: bool) -> None:
+    setup = Setup(lora=llama(16), rows=2, tokens=128, quantization="nf4" if is_quantized else "none")
+    base, alone_bytes, num = base_of(setup), measured(setup), 3
+    shared = resident_bytes(base.model, torch.optim.SGD([torch.zeros(1)]))
+    rows = tokens_of([(setup.tokens - setup.learned, setup.learned)] * 24)
+    scoring = ScoringData(batches=evaluation_batches(rows, batch_size=8, pad_id=0, device=CPU), order=np.arange(24))
+    data = TrainingData(train=rows, validation=scoring, build_test=lambda: scoring, capacity=None)
+    config = make_config(training={"task": "causal-lm", "max_steps": 20, "batch_size": 2}, pruning={"method": "none"})
+    runs = [TrialRun(twin_of(base), data, make_spec(number, lora=setup.lora), config) for number in range(num)]
+    lockstep = Lockstep(base, is_checkpointed=False)
+    lockstep.step(runs)
+    own = sum(resident_bytes(run.adapted.model, run._optimizer) - shared for run in runs)
+
+    meter = CpuPeak(base.model, torch.optim.SGD([torch.zeros(1)]))
+    with meter.watch():
+        lockstep.step(runs)
+
+    assert meter.peak_bytes() + own == pytest.approx(shared + num * (alone_bytes - shared), rel=0.1)
 
 
 def test_a_measured_size_is_one_that_was_tried_and_the_trial_makes_no_step() -> None:

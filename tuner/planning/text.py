@@ -50,7 +50,7 @@ def plan_text(plan: Plan, *, is_explained: bool, price: float | None = None) -> 
     return "\n".join([*lines, "", *_cost(plan, price), "", NOTE])
 
 
-COLUMNS = ("parameters", "allocated", "reserved", "with context", "peak in", "verdict", "side by side")
+COLUMNS = ("parameters", "allocated", "reserved", "with context", "peak in", "verdict", "side by side", "in one worker")
 NOTE = (
     "Predicted from shapes, not measured. Checked against a Tesla T4 (docs/memory.md); bfloat16 with flash attention, double\n"
     "quantization, paged optimizers and newer cards were not run on a GPU."
@@ -82,6 +82,7 @@ def _row(planned: Planned) -> tuple[str, ...]:
         str(found.phase),
         str(found.verdict),
         str(found.side_by_side()),
+        str(max(0, found.together())),
     )
 
 

@@ -44,4 +44,5 @@ def _as_json(planned: Planned) -> dict[str, Any]:
         "phases": dict(found.phases),
         "verdict": found.verdict,
         "side_by_side": found.side_by_side(),
+        "in_one_worker": max(0, found.together()),
     }
