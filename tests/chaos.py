@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import itertools
 import json
 import os
 import random
@@ -60,8 +61,8 @@ class Toll:
     """Rungs, the last among them, that were kept more than once."""
     num_drivers: int = 0
     """Starts and resumes."""
-    is_equal: bool = False
-    """Whether all records are those of the undisturbed sweep."""
+    differing: tuple[str, ...] = ()
+    """Records that are not those of the undisturbed sweep, each beside what it should be."""
     wall_s: float = 0.0
 
 
@@ -186,7 +187,8 @@ def compare(storm_out: Path, calm: Sequence[TrialRecord], toll: Toll) -> None:
     """Hold the sweep's records against those of the undisturbed one."""
     records = sweep.load(storm_out).records
     toll.num_finished = sum(record.state is TrialState.COMPLETE for record in records)
-    toll.is_equal = results(records) == results(calm)
+    pairs = itertools.zip_longest(results(records), results(calm))
+    toll.differing = tuple(f"{one}\n  undisturbed: {other}" for one, other in pairs if one != other)
 
 
 def _complete(out: Path) -> set[int]:

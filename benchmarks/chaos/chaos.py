@@ -68,7 +68,7 @@ def summary(tolls: list[Toll]) -> dict[str, object]:
         "trials_finished": sum(toll.num_finished for toll in tolls),
         "finished_trials_lost": sum(toll.num_lost for toll in tolls),
         "rungs_kept_twice": sum(toll.num_twice for toll in tolls),
-        "sweeps_with_the_records_of_a_calm_one": sum(toll.is_equal for toll in tolls),
+        "sweeps_with_the_records_of_a_calm_one": sum(not toll.differing for toll in tolls),
         "wall_s": round(sum(toll.wall_s for toll in tolls)),
     }
 
