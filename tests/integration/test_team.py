@@ -12,7 +12,7 @@ import pytest
 from tests.clusters import wait_for
 from tests.contracts import SYNTHETIC, BackendContract
 from tests.drivers import driving
-from tests.models import causal_changes
+from tests.models import causal_changes, write_tiny_llama
 from tests.sweeps import write_sweep
 from tuner import sweep
 from tuner.trial import Metrics, TrialRecord, TrialState
@@ -83,8 +83,19 @@ def test_an_encoders_trials_end_as_one_after_another(tmp_path: Path, changes: di
 
 @pytest.mark.slow
 def test_a_causal_models_trials_and_baselines_end_as_one_after_another(tmp_path: Path) -> None:
-    changes = {**causal_changes(tmp_path), **ALL, "training.gradient_checkpointing": True}
-    changes["baselines"] = {"zero_shot": True, "full": [0.001]}
+    changes = {
+        **causal_changes(tmp_path),
+        **ALL,
+        "model.name": str(write_tiny_llama(tmp_path)),
+        "search.space": {
+            "r": {"choices": [1, 4]},
+            "learning_rate": 0.005,
+            "lora_dropout": 0.1,
+            "target_modules": "all-linear",
+        },
+        "training.gradient_checkpointing": True,
+        "baselines": {"zero_shot": True, "full": [0.001]},
+    }
     alone = run(tmp_path / "alone", changes)
     beside = run(tmp_path / "beside", {**changes, **TOGETHER})
 

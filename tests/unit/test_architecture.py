@@ -98,7 +98,7 @@ HOMES = {
     "pandas": ("tuner.report.tables", WORKER),
     "peft": (WORKER, PREDICTOR),
     "plotly": ("tuner.report.page",),
-    "psutil": ("tuner.backends.ray_autoscaler",),
+    "psutil": ("tuner.backends.ray_autoscaler", WORKER),
     "psycopg": ("tuner.postgres",),
     "pyarrow": ("tuner.storage", WORKER),
     "pydantic": (

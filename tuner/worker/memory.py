@@ -2,8 +2,9 @@
 
 Runs on the worker. On a CPU torch keeps no counters, so the peak is put together from what is resident before a step
 (each storage of weights, quantization state, adapters and optimizer once) and the running sum of what the allocator gave
-and took back during it (`torch.profiler` with `profile_memory`, kernel-internal buffers included). Watching a step costs
-about a tenth of its time, so only the largest batches are watched.
+and took back during it (`torch.profiler` with `profile_memory`, kernel-internal buffers included). Dequantized copies, which
+only a CPU keeps, are neither counted nor used then. Watching a step costs about a tenth of its time, so only the largest batches
+are watched.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tuner.trial import MemoryKind
+from tuner.worker.dense import without_copies
 
 if TYPE_CHECKING:
     from torch import nn
@@ -130,7 +132,7 @@ class CpuPeak:
     def watch(self) -> Iterator[None]:
         """Measure what happens inside."""
         resident = resident_bytes(self._model, self._optimizer)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        with without_copies(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
             yield
         self._peak_bytes = max(self._peak_bytes, resident + _peak_of(recorded))
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from tuner.worker.architecture import AUTO_CLASSES, layers_of, outer_linears, skeleton
+from tuner.worker.dense import keep_copies
 from tuner.worker.gguf import SUFFIX, converted
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def load_base(
     )
     model.requires_grad_(requires_grad=False)
     _keep_backward_right(model)
+    if device.type == "cpu":
+        keep_copies(model, dtype)
     log.info("base model loaded in %.1f s: %s, %s", time.perf_counter() - start_s, config.name, config.quantization)
     return BaseModel(model=model, tokenizer=tokenizer, device=device, compute_dtype=dtype, config=config)
 

@@ -1,0 +1,88 @@
+"""Dequantized copies give what bitsandbytes gives, are shared by twins, and are not part of what a trial needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+
+from tests.unit.test_vram_cpu import Setup, base_of, llama
+from tuner.worker import dense
+from tuner.worker.adapters import attach
+from tuner.worker.dense import DenseLinear4bit, keep_copies, without_copies
+from tuner.worker.memory import CpuPeak
+from tuner.worker.model import BaseModel
+from tuner.worker.twin import twin_of
+
+
+def base(*, is_double: bool = True, dtype: str = "float32") -> BaseModel:
+    return base_of(Setup(lora=llama(4), quantization="nf4", double_quantization=is_double, dtype=dtype, layers=2))
+
+
+def gradients(base: BaseModel) -> list[torch.Tensor]:
+    adapted = attach(twin_of(base), llama(4), seed=0)
+    for name, parameter in adapted.trainable().items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    with base.autocast():
+        logits = adapted.model(torch.arange(12).view(2, 6)).logits
+    logits.float().square().sum().backward()
+    return [logits.detach(), *(each.grad for each in adapted.trainable().values() if each.grad is not None)]
+
+
+@pytest.mark.parametrize("is_double", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_with_copies_the_same_numbers_come_out_bit_for_bit(is_double: bool, dtype: str) -> None:
+    model = base(is_double=is_double, dtype=dtype)
+    expected = gradients(model)
+
+    keep_copies(model.model, model.compute_dtype)
+
+    assert any(isinstance(module, DenseLinear4bit) for module in model.model.modules())
+    found = gradients(model)
+    assert len(found) == len(expected)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_without_room_there_are_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "_free_bytes", lambda: 1e6)
+    model = base()
+
+    keep_copies(model.model, torch.float32)
+
+    assert all(type(module) is not DenseLinear4bit for module in model.model.modules())
+
+
+def test_what_a_trial_needs_is_measured_without_copies() -> None:
+    def peak(model: BaseModel) -> int:
+        adapted = attach(twin_of(model), llama(4), seed=0)
+        meter = CpuPeak(adapted.model, torch.optim.SGD(adapted.trainable().values()))
+        with meter.watch():
+            adapted.model(torch.arange(12).view(2, 6)).logits.sum().backward()
+        return meter.peak_bytes()
+
+    model = base()
+    before = peak(model)
+    keep_copies(model.model, torch.float32)
+
+    assert peak(model) == before
+
+
+def test_inside_without_copies_bitsandbytes_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = base(), []
+    keep_copies(model.model, torch.float32)
+    whole = Linear4bit.forward
+
+    def counted(layer: Any, x: torch.Tensor) -> torch.Tensor:
+        calls.append(layer)
+        result: torch.Tensor = whole(layer, x)
+        return result
+
+    monkeypatch.setattr(Linear4bit, "forward", counted)
+    model.model(torch.arange(6)[None])
+    assert not calls
+    with without_copies():
+        model.model(torch.arange(6)[None])
+    assert len(calls) == 14
