@@ -73,11 +73,17 @@ def measured(file: Path, changes: list[str], rounds: int, steps: int) -> dict[st
             ratios[size].append((before + after) / 2 / beside)
             alone_s.append((before + after) / 2 / steps / size)
     return {
-        "machine": f"{platform.system()} {platform.machine()}, 1 thread, torch {torch.__version__}",
+        "machine": f"{_device(config)}, torch {torch.__version__}",
         "rounds": rounds,
         "alone_s_per_step": round(statistics.median(alone_s[len(SIZES) :]), 4),
         "speedup": {str(size): _spread(found[1:]) for size, found in ratios.items()},
     }
+
+
+def _device(config: SweepConfig) -> str:
+    if config.resources.uses_gpu:
+        return torch.cuda.get_device_name()
+    return f"{platform.system()} {platform.machine()}, 1 thread"
 
 
 def drawn(space: SpaceConfig, layers: tuple[Layer, ...], num: int) -> list[TrialSpec]:

@@ -3,7 +3,8 @@
     python tests/gpu/check.py --out gpu.json               # a Llama-shaped model of about 1B parameters
     python tests/gpu/check.py --out cpu.json --rehearse    # the same motions with a tiny model on the CPU
 
-Builds the model from its configuration, runs the `gpu` tests and a short NF4 sweep on the local backend.
+Builds the model from its configuration, runs the `gpu` tests and a short NF4 sweep on the local backend, and times trials that
+make their steps together against the same trials one after another.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def main() -> None:
             [sys.executable, "-m", "pytest", "-q", "-m", "gpu"], cwd=ROOT, check=False
         ).returncode
     with tempfile.TemporaryDirectory() as folder:
-        found["sweep"] = _sweep(Path(folder), is_rehearsal=arguments.rehearse)
+        file = _sweep_file(Path(folder), is_rehearsal=arguments.rehearse)
+        found["sweep"] = _sweep(file)
+        found["together"] = _together(file)
     arguments.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     sys.stdout.write(arguments.out.read_text(encoding="utf-8"))
 
@@ -75,11 +78,10 @@ def _build_model(folder: Path, shape: str) -> Path:
     return folder / "model"
 
 
-def _sweep(folder: Path, *, is_rehearsal: bool) -> dict[str, Any]:
+def _sweep_file(folder: Path, *, is_rehearsal: bool) -> Path:
     """Causal language model, NF4 with double quantization, sdpa; on a card bfloat16 and the paged optimizer too."""
     from tests.models import write_pairs
     from tests.sweeps import write_sweep
-    from tuner import sweep
 
     model = _build_model(folder, "tiny" if is_rehearsal else "llama-1b")
     training = {"task": "causal-lm", "max_steps": 24, "batch_size": 8, "gradient_accumulation_steps": 2}
@@ -101,7 +103,19 @@ def _sweep(folder: Path, *, is_rehearsal: bool) -> dict[str, Any]:
         "resources": {"backend": "local", "gpus_per_trial": 0 if is_rehearsal else 1},
         **({"objectives.memory": {"gpu": "L4-24GB"}} if is_rehearsal else {}),  # else for the card that is found
     }
-    swept = sweep.run(write_sweep(folder, changes), out=folder / "out")
+    return write_sweep(folder, changes)
+
+
+def _together(file: Path) -> dict[str, Any]:
+    from benchmarks.together.speed import measured
+
+    return measured(file, [], rounds=3, steps=3)
+
+
+def _sweep(file: Path) -> dict[str, Any]:
+    from tuner import sweep
+
+    swept = sweep.run(file, out=file.parent / "out")
     return {
         "model_parameters": swept.inspection.model.num_params,
         "trials": [_summary(record, swept.inspection) for record in swept.records],

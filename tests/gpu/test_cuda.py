@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.builders import make_lora, make_spec
-from tests.sweeps import small_config
+from tests.sweeps import small_config, write_sweep
+from tuner import sweep
 from tuner.trial import MemoryKind, Metrics
 from tuner.worker.host import Worker
 
@@ -39,3 +40,18 @@ def test_a_second_trial_needs_no_more_memory_than_the_first(tmp_path: Path) -> N
     first, second = last_report(worker, 0), last_report(worker, 1)
 
     assert second.peak_memory_bytes <= 1.01 * first.peak_memory_bytes
+
+
+def test_trials_together_on_a_gpu_end_as_alone(tmp_path: Path) -> None:
+    changes = {"resources.gpus_per_trial": 1, "model.compute_dtype": "float32", "pruning.method": "none"}
+    found = []
+    for size in (1, 3):
+        (tmp_path / str(size)).mkdir()
+        file = write_sweep(tmp_path / str(size), {**changes, "resources.trials_per_worker": size})
+        found.append(sweep.run(file, out=tmp_path / str(size) / "out"))
+
+    for one, other in zip(found[0].trials, found[1].trials, strict=True):
+        assert one.last
+        assert other.last
+        assert other.last.loss == pytest.approx(one.last.loss, rel=1e-2)
+        assert other.last.peak_memory_bytes == pytest.approx(one.last.peak_memory_bytes, rel=0.1)
