@@ -40,15 +40,15 @@ RUNS = TypeAdapter(list[Run])
 def main() -> None:
     """Measure, and write results.json."""
     asked = _arguments()
-    runs = [] if asked.fresh else _kept()
+    runs = [] if asked.fresh else _kept(asked.results)
     for example in EXAMPLES if asked.example == "all" else (asked.example,):
         for repeat in range(0 if asked.what == "summary" else asked.repeats):
             for program in PROGRAMS if asked.program == "both" else (asked.program,):
                 run = _measured(program, example, runs, asked)
                 runs.append(run)
-                _write(runs)
+                _write(runs, asked.results)
                 print(f"{example}, repeat {repeat}: {_told(run)}", flush=True)
-    _write(runs)
+    _write(runs, asked.results)
     print(json.dumps(summary(runs), indent=1))
 
 
@@ -60,7 +60,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--trials", type=int, help="as the sweep file says by default")
     parser.add_argument("--max-steps", type=int, help="of a trial; as the sweep file says by default")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of both programs; what `auto` is by default")
     parser.add_argument("--time-limit-s", type=float, default=3600.0, help="of a front by hand")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--fresh", action="store_true", help="forget the runs in results.json")
     return parser.parse_args()
 
@@ -77,6 +79,7 @@ def _measured(program: str, example: str, runs: list[Run], asked: argparse.Names
             is_pruned=asked.what == "front",
             num_trials=config.search.num_trials,
             max_steps=config.training.max_steps,
+            dtype=_dtype(config),
             wall_s=0.0,
             peak_memory_bytes=0,
             cpu_s=0.0,
@@ -116,6 +119,8 @@ def _overrides(example: str, asked: argparse.Namespace, place: Path) -> list[str
         "baselines={}",
         f"model.name={_model(config)}",
     ]
+    if asked.dtype:
+        overrides.append(f"model.compute_dtype={asked.dtype}")
     if asked.trials:
         overrides.append(f"search.num_trials={asked.trials}")
     if asked.max_steps:
@@ -152,6 +157,15 @@ def _model(config: SweepConfig) -> Path:
     return converted(path)
 
 
+def _dtype(config: SweepConfig) -> str:
+    """What `compute_dtype: auto` means on this machine."""
+    import torch  # noqa: PLC0415 -- seconds
+
+    from tuner.worker.model import compute_dtype  # noqa: PLC0415
+
+    return str(compute_dtype(config.model, torch.device("cpu"))).removeprefix("torch.")
+
+
 def _job(
     config: SweepConfig, example: str, out: Path, points: list[dict[str, Any]], asked: argparse.Namespace
 ) -> dict[str, Any]:
@@ -164,6 +178,7 @@ def _job(
         "system": config.data.system,
         "max_length": config.data.max_length,
         "task": training.task,
+        "dtype": _dtype(config),
         "max_steps": training.max_steps,
         "batch_size": training.batch_size,
         "eval_batch_size": training.eval_batch_size,
@@ -189,16 +204,18 @@ def _points(run: Run, runs: list[Run]) -> list[dict[str, Any]]:
     return [trial.params for trial in like[-1].trials]
 
 
-def _kind(run: Run) -> tuple[str, bool, int, int]:
-    return run.example, run.is_pruned, run.max_steps, run.num_trials
+def _kind(run: Run) -> tuple[str, bool, int, str, int]:
+    """Runs that may be compared are of one kind; by hand a search has no number of trials but a limit of time."""
+    return run.example, run.is_pruned, run.max_steps, run.dtype, run.num_trials
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:
     """Median, least and most of each figure, by example, size and program."""
     found: dict[str, Any] = {}
     for kind in sorted({_kind(run) for run in runs}):
-        example, is_pruned, max_steps, num_trials = kind
-        name = f"{example}, {'search' if is_pruned else 'nothing pruned'}, {num_trials} trials of {max_steps} steps"
+        example, is_pruned, max_steps, dtype, num_trials = kind
+        what = "search" if is_pruned else "nothing pruned"
+        name = f"{example}, {what}, {num_trials} trials of {max_steps} steps, {dtype}"
         found[name] = {
             program: _summed([run for run in runs if _kind(run) == kind and run.program == program], runs)
             for program in PROGRAMS
@@ -245,7 +262,11 @@ def _share_at_work(run: Run) -> float:
 
 def _full(run: Run, runs: list[Run]) -> list[figures.Finish]:
     """The largest sweep of the example in which nothing was pruned."""
-    whole = [one for one in runs if not one.is_pruned and one.example == run.example and one.max_steps == run.max_steps]
+    whole = [
+        one
+        for one in runs
+        if not one.is_pruned and (one.example, one.max_steps, one.dtype) == (run.example, run.max_steps, run.dtype)
+    ]
     most = max(whole, key=lambda one: len(one.trials), default=None)
     return _finishes(most) if most else []
 
@@ -264,14 +285,14 @@ def _told(run: Run) -> str:
     )
 
 
-def _kept() -> list[Run]:
-    return RUNS.validate_python(json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]) if RESULTS.is_file() else []
+def _kept(file: Path) -> list[Run]:
+    return RUNS.validate_python(json.loads(file.read_text(encoding="utf-8"))["runs"]) if file.is_file() else []
 
 
-def _write(runs: list[Run]) -> None:
+def _write(runs: list[Run], file: Path) -> None:
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     whole = {"machine": machine, "summary": summary(runs), "runs": [dataclasses.asdict(run) for run in runs]}
-    RESULTS.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ class Run:
     is_pruned: bool
     num_trials: int
     max_steps: int
+    dtype: str
+    """Of activations and of what multiplies them, the same in both programs."""
     wall_s: float
     """Of the whole command."""
     peak_memory_bytes: int

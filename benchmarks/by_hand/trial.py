@@ -73,6 +73,7 @@ def train(params: dict[str, Any], data: DatasetDict, job: dict[str, Any]) -> Non
                 dataloader_pin_memory=False,
                 seed=job["seed"],
                 use_cpu=True,
+                bf16=job["dtype"] == "bfloat16",
                 eval_strategy="no",  # `Rungs` says when
                 logging_strategy="no",
                 save_strategy="no",
@@ -95,15 +96,16 @@ def train(params: dict[str, Any], data: DatasetDict, job: dict[str, Any]) -> Non
 
 def base(job: dict[str, Any], data: DatasetDict) -> Any:
     """The quantized base, frozen."""
+    dtype = getattr(torch, job["dtype"])
     kept = ["classifier", "pooler"] if job["task"] == "classification" else ["lm_head"]
     quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=kept,
     )
-    shared = {"quantization_config": quantization, "dtype": torch.float32, "device_map": {"": "cpu"}}
+    shared = {"quantization_config": quantization, "dtype": dtype, "device_map": {"": "cpu"}}
     if job["task"] == "classification":
         num_labels = max(data["train"]["labels"]) + 1
         model = AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=num_labels, **shared)
@@ -134,7 +136,11 @@ def adapted(model: Any, params: dict[str, Any], job: dict[str, Any]) -> Any:
         alpha_pattern={f"^{re.escape(name)}": scale * r for name, r in ranks.items()},
         modules_to_save=["classifier"] if job["task"] == "classification" else None,
     )
-    return get_peft_model(model, config)
+    wrapped = get_peft_model(model, config)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # the head too, where the base computes in bfloat16
+    return wrapped
 
 
 def rank(name: str, params: dict[str, Any], num_blocks: int) -> int:
