@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/by_hand/search.py job.json
 
-Several objectives for OptunaSearch and one metric for ASHA, as Ray's documentation shows them; worker processes are reused (Ray's
-default for functions), the data is tokenized once and shared through Ray's object store.
+Several objectives for OptunaSearch and one metric for ASHA, as Ray's documentation shows them; worker processes are
+reused, the data is tokenized once and shared through Ray's object store.
 """
 
 from __future__ import annotations
@@ -139,6 +139,7 @@ def main() -> None:
             num_samples=job["num_trials"],
             max_concurrent_trials=job["workers"],
             time_budget_s=job["time_limit_s"],
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(name="by-hand", storage_path=job["out"], verbose=0),
     )
