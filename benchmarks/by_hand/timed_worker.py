@@ -31,7 +31,6 @@ for place, function, spent_on in (
     (host, "load_base", "loading"),
     (host, "prepare_data", "tokenizing"),
     (training.TrialRun, "__init__", "adapter"),
-    (training.TrialRun, "close", "adapter"),
     (training.TrialRun, "_train", "training"),
     (training.TrialRun, "_evaluated", "evaluation"),
     (host, "restore_checkpoint", "checkpoint"),

@@ -156,7 +156,7 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # torch has no public way to ask a CPU (2.13); AMX comes with AVX512-BF16
     return torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001
 
