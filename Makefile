@@ -5,11 +5,12 @@ MODEL := models/all-minilm-l6-v2
 CHAT_MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 OUT ?= reports/quickstart
 
-.PHONY: help setup sweep smollm2 test format lint types unit integration browser clean
+.PHONY: help setup sweep smollm2 bench test format lint types unit integration browser clean
 
 help:
 	@echo "make sweep   set up, then run search_spaces/quickstart.yaml into $(OUT)"
 	@echo "make smollm2 bring the chat model that search_spaces/tool-calling-smollm2.yaml trains (98 MB)"
+	@echo "make bench   measure both examples beside the same search by hand, REPEATS times (hours on two cores)"
 	@echo "make test    set up, then format check, lint, types, unit, integration and browser tests"
 
 setup: .venv/.ready $(MODEL)/config.json
@@ -36,6 +37,12 @@ smollm2: setup $(CHAT_MODEL)
 
 sweep: setup
 	$(BIN)/tuner run search_spaces/quickstart.yaml --out $(OUT)
+
+# What stands in docs/speed.md. Nothing else should run on the machine; each run is appended to benchmarks/by_hand/results.json.
+REPEATS ?= 3
+bench: smollm2
+	$(BIN)/python benchmarks/by_hand/bench.py throughput --repeats $(REPEATS)
+	$(BIN)/python benchmarks/by_hand/bench.py front --repeats $(REPEATS)
 
 test: format lint types unit integration browser
 

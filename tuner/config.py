@@ -58,7 +58,7 @@ class ModelConfig(Section):
     double_quantization: bool = True
     """With nf4 and fp4: quantize the scales too (0.4 bits a parameter less)."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of activations; `auto` is bfloat16 on a GPU that has it, else float32."""
+    """Type of activations; `auto` is bfloat16 on a GPU or CPU that has it (AVX512-BF16, AMX), else float32."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     allow_pickle: bool = False

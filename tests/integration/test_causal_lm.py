@@ -144,7 +144,7 @@ def test_loftq_starts_nearer_to_the_unquantized_weights(tmp_path: Path) -> None:
 
 
 def test_eva_starts_from_directions_in_which_the_inputs_vary(tmp_path: Path) -> None:
-    config, loaded = loaded_with(tmp_path, {})
+    config, loaded = loaded_with(tmp_path, {"model.compute_dtype": "float32"})
     lora = make_lora(r=4, target_modules=("q_proj",), init_lora_weights=Init.EVA)
     run = TrialRun(loaded.base, loaded.data, make_spec(0, lora=lora), config)
     layer: Any = run.adapted.model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")

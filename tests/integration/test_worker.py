@@ -19,6 +19,7 @@ from tests.sweeps import small_config
 from tuner.lora import Bias, LoraSpec
 from tuner.trial import FailReason, Interruption, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
 from tuner.worker import training
+from tuner.worker.evaluation import forward
 from tuner.worker.host import BaseSpec, Worker, load
 from tuner.worker.memory import CpuPeak
 from tuner.worker.model import BaseModel
@@ -197,8 +198,7 @@ def gradients(run: TrialRun) -> torch.Tensor:
     """The gradient of one fixed batch, flat, without dropout."""
     run.adapted.model.eval()
     batch = run._data.validation.batches[0]
-    output = run.adapted.model(**batch.inputs())
-    loss = torch.nn.functional.cross_entropy(output.logits, batch.labels)
+    loss = torch.nn.functional.cross_entropy(forward(run._base, run.adapted.model, batch).float(), batch.labels)
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.adapted.trainable().values()))])
 
 
@@ -208,7 +208,7 @@ def test_an_evaluation_leaves_the_gradients_of_later_training_alone(running: Tri
     fresh = gradients(running)
     for batch in running._data.validation.batches:
         with torch.no_grad():
-            running.adapted.model(**batch.inputs())
+            forward(running._base, running.adapted.model, batch)
 
     assert torch.nn.functional.cosine_similarity(fresh, gradients(running), dim=0) > 0.9999
 

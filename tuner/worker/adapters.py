@@ -115,6 +115,8 @@ def attach_saved(base: BaseModel, lora: LoraSpec, folder: Path) -> Adapted:
     heads = {name: base.model.get_submodule(name) for name in head_names(base.model)}
     ranks = ranks_of(layers_of(base.model), lora)
     changed = keep_weights(base.model, ranks, lora, tuple(heads))
+    for name in changed:
+        _in_float32(base.model.get_parameter(name))
     model = PeftModel.from_pretrained(base.model, str(folder), is_trainable=True)
     return Adapted(model=model, base=base, original_heads=heads, original_weights=changed, initial={})
 
@@ -156,8 +158,7 @@ def _with_lora(base: BaseModel, lora: LoraSpec, heads: Mapping[str, nn.Module], 
     if lora.init_lora_weights is Init.LOFTQ:
         start_loftq(base, wrapped)
     for name in changed:
-        if name.endswith(".bias"):  # trained in float32, whatever the base computes in
-            _parameter(wrapped, name).data = _parameter(wrapped, name).data.float()
+        _in_float32(_parameter(wrapped, name))
     _check_realised(wrapped, ranks, lora, tuple(heads))
     return Adapted(
         model=wrapped,
@@ -217,6 +218,12 @@ def _parameter(wrapped: PeftModel, name: str) -> nn.Parameter:
     owner = wrapped.get_submodule(f"{BASE}{module}")
     parameter: nn.Parameter = getattr(owner.get_base_layer() if isinstance(owner, LoraLayer) else owner, last)
     return parameter
+
+
+def _in_float32(parameter: nn.Parameter) -> None:
+    """Biases are trained in float32, whatever the base computes in; norms take theirs in the type of their weight only."""
+    if parameter.dim() == 1:
+        parameter.data = parameter.data.float()
 
 
 def _initial(wrapped: PeftModel) -> dict[str, torch.Tensor]:

@@ -147,15 +147,21 @@ def _origin(config: ModelConfig) -> dict[str, Any]:
 
 
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU that has it, else float32: without AMX support bfloat16 is slower on a CPU."""
+    """`auto` is bfloat16 on a device that multiplies it by itself, else float32: there bfloat16 is slower."""
     match config.compute_dtype:
         case "float32":
             return torch.float32
         case "bfloat16":
             return torch.bfloat16
         case _:
-            has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            return torch.bfloat16 if has_bf16 else torch.float32
+            return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # torch has no public way to ask a CPU (2.13); AMX comes with AVX512-BF16
+    return torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001
 
 
 def _quantization(

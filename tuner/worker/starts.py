@@ -64,12 +64,20 @@ def keep_weights(
     names = [f"{name}.weight" for name in ranks] if lora.init_lora_weights.is_base_changed else []
     if lora.bias is Bias.ALL:
         in_head = tuple(f"{head}." for head in heads)
-        names += [
+        biases = [
             name for name, _ in model.named_parameters() if name.endswith(".bias") and not name.startswith(in_head)
         ]
+        names += [*biases, *_beside(model, biases)]
     if lora.bias is Bias.LORA_ONLY:
         names += [f"{name}.bias" for name in ranks if model.get_submodule(name).bias is not None]
     return {name: model.get_parameter(name).detach().cpu().clone() for name in names}
+
+
+def _beside(model: nn.Module, biases: Sequence[str]) -> list[str]:
+    """Weights of the norms that some biases belong to: on a CPU a norm takes both in one type only (torch 2.13)."""
+    vectors = {name for name, parameter in model.named_parameters() if parameter.dim() == 1}
+    weights = [f"{name.removesuffix('.bias')}.weight" for name in biases]
+    return [name for name in weights if name in vectors]
 
 
 @torch.no_grad()
