@@ -31,7 +31,7 @@ for place, function, spent_on in (
     (host, "load_base", "loading"),
     (host, "prepare_data", "tokenizing"),
     (training.TrialRun, "__init__", "adapter"),
-    (training.TrialRun, "_train", "training"),
+    (training.TrialRun, "step", "training"),
     (training.TrialRun, "_evaluated", "evaluation"),
     (host, "restore_checkpoint", "checkpoint"),
     (host.Worker, "_saved", "checkpoint"),

@@ -28,7 +28,6 @@ from tests.sweeps import write_sweep  # noqa: E402
 from tuner import sweep  # noqa: E402
 from tuner.backends import WORKER  # noqa: E402
 
-RESULTS = Path(__file__).with_name("results.json")
 KILLS_IN_A_STORM = 6
 VICTIMS = (Victim.WORKER, Victim.WORKER, Victim.NODE, Victim.DRIVER, Victim.HEAD, Victim.HEAD_AND_DRIVER)
 """Drawn from; workers twice as often."""
@@ -74,7 +73,7 @@ def summary(tolls: list[Toll]) -> dict[str, object]:
 
 
 def main() -> None:
-    """Storm, and write results.json."""
+    """Storm, and write what it cost beside this file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=110)
     parser.add_argument("--real-kills", type=int, default=20)
@@ -89,8 +88,9 @@ def main() -> None:
             if num
         }
     machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    RESULTS.write_text(json.dumps({"machine": machine, "seed": asked.seed, **found}, indent=1) + "\n", encoding="utf-8")
-    print(RESULTS.read_text(encoding="utf-8"))
+    results = Path(__file__).with_name(f"results-seed-{asked.seed}.json")
+    results.write_text(json.dumps({"machine": machine, "seed": asked.seed, **found}, indent=1) + "\n", encoding="utf-8")
+    print(results.read_text(encoding="utf-8"))
     shutil.rmtree(home)
 
 
