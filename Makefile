@@ -5,7 +5,7 @@ MODEL := models/all-minilm-l6-v2
 CHAT_MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 OUT ?= reports/quickstart
 
-.PHONY: help setup sweep smollm2 bench test format lint types unit integration browser clean
+.PHONY: help setup sweep smollm2 bench bench-driver test format lint types unit integration browser clean
 
 help:
 	@echo "make sweep   set up, then run search_spaces/quickstart.yaml into $(OUT)"
@@ -67,6 +67,10 @@ integration: setup
 browser: setup
 	command -v chromium chromium-browser google-chrome || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
 	TUNER_REQUIRE_BROWSER=1 $(BIN)/pytest tests/browser
+
+# Fails where a command has become slower by half than benchmarks/scale/command_line.json says; figures: docs/scale.md.
+bench-driver: setup
+	$(BIN)/python -m benchmarks.scale.command_line
 
 clean:
 	rm -rf .venv build models

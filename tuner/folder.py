@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -27,6 +27,8 @@ from tuner.trial import TrialRecord, TrialState, folder_name
 
 _IN_DATABASE = re.compile(r"^\s+storage: *['\"]?postgresql://", re.MULTILINE)
 """`study.storage` in a sweep.yaml, as `sweep_file` writes it."""
+MOST_LOOKED_FOR = 10
+"""Checkpoints that are looked for one by one rather than in a list of all."""
 
 
 class SweepFolder:
@@ -156,28 +158,46 @@ class SweepFolder:
             self._files.move(f"{CHECKPOINTS}/{folder_name(from_number)}", f"{CHECKPOINTS}/{folder_name(to_number)}")
 
     def settle(
-        self, records: Sequence[TrialRecord], objectives: Sequence[Objective], *, keep_stopped: bool = False
-    ) -> None:
+        self,
+        records: Sequence[TrialRecord],
+        objectives: Sequence[Objective],
+        *,
+        keep_stopped: bool = False,
+        best: Sequence[TrialRecord] = (),
+    ) -> tuple[TrialRecord, ...]:
         """Bring adapters and checkpoints in line with the study; may be repeated at any time.
 
         A finished trial that another one dominates can never return to the front, so its adapter goes.
 
         Args:
-            records: All that the study knows.
+            records: All that the study knows; with `best`, those that have ended since that was returned.
             objectives: The sweep's.
             keep_stopped: Leave the checkpoints of stopped trials, for an audit to go on from.
+            best: The front as it was before `records` ended.
+
+        Returns:
+            The front.
         """
-        on_front = {record.number for record in front(records, objectives)}
-        begun, trained = self._files.names(CHECKPOINTS), self._files.names(ADAPTERS)
-        for record in records:
+        on_front = front((*best, *records), objectives)
+        numbers = {record.number for record in on_front}
+        begun, trained = self._begun(records), self._files.names(ADAPTERS)
+        for record in (*best, *records):
             if record.state.is_open:
                 continue
-            name, is_kept = folder_name(record.number), record.number in on_front
+            name, is_kept = folder_name(record.number), record.number in numbers
             may_go_on = keep_stopped and record.state is TrialState.PRUNED and record.spec.is_searched
             if name in begun and not may_go_on:
                 self._end(name, is_kept=is_kept)
             if name in trained and not is_kept:
                 self._files.remove(f"{ADAPTERS}/{name}")
+        return on_front
+
+    def _begun(self, records: Sequence[TrialRecord]) -> Collection[str]:
+        """Names of the trials that have checkpoints; thousands may wait with theirs, so a few are looked for one by one."""
+        if len(records) > MOST_LOOKED_FOR:
+            return set(self._files.names(CHECKPOINTS))
+        names = (folder_name(record.number) for record in records)
+        return {name for name in names if self._files.names(f"{CHECKPOINTS}/{name}")}
 
     def _end(self, name: str, *, is_kept: bool) -> None:
         """Keep a trial's adapter, if that is asked for, and remove its checkpoints."""

@@ -70,9 +70,11 @@ class Forecast:
     def of(self, rung: Rung, rows: IntArray) -> Outlook:
         """What is expected of some trials of the rung, as if none had finished."""
         asked = (_signals(rung)[rows] - self.middle) / self.length
-        kernel = (1 - self.noise) * _kernel(asked, self.points)
+        kernel = _kernel(asked, self.points)
+        kernel *= 1 - self.noise
         explained = np.linalg.solve(self.lower, kernel.T)
-        variance = np.maximum(1.0 - np.sum(explained**2, axis=0), self.noise)
+        explained **= 2
+        variance = np.maximum(1.0 - np.sum(explained, axis=0), self.noise)
         gain = self.mean + self.deviation * (kernel @ self.weights)
         return Outlook(metric=rung.metric[rows] + gain, error=self.spread * np.sqrt(variance))
 
@@ -169,6 +171,9 @@ def _fits(points: FloatArray, target: FloatArray) -> list[_Fit]:
 
 
 def _kernel(one: FloatArray, other: FloatArray) -> FloatArray:
-    """Squared exponential with unit lengths."""
-    squared = np.sum(one**2, axis=1)[:, None] + np.sum(other**2, axis=1)[None, :] - 2 * one @ other.T
-    return np.asarray(np.exp(-0.5 * np.maximum(squared, 0.0)))
+    """Squared exponential with unit lengths; in place, for new memory for thousands of rows takes longer than the arithmetic."""
+    squared: FloatArray = np.sum(one**2, axis=1)[:, None] + np.sum(other**2, axis=1)[None, :]
+    squared -= 2 * one @ other.T
+    np.maximum(squared, 0.0, out=squared)
+    squared *= -0.5
+    return np.asarray(np.exp(squared, out=squared))

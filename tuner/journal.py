@@ -7,7 +7,6 @@ It is a file, or tables in a database. Everything is written here before it is a
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -20,10 +19,13 @@ from pydantic import TypeAdapter, ValidationError
 from tuner.addresses import JOURNAL
 from tuner.errors import FolderError, StorageError
 from tuner.journal_file import MEND, JournalFile, attribute_line, make_file, mend, wrong
+from tuner.journal_queue import JournalQueue
+from tuner.optuna_quiet import experimental
 from tuner.prediction import Prediction
 from tuner.trial import Inspection, Metrics, Outcome, ParamValue, TrialRecord, TrialSpec, TrialState
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
     from tuner.config import SweepConfig
@@ -58,8 +60,6 @@ _OPTUNA_STATES = {
     TrialState.FAIL: optuna.trial.TrialState.FAIL,
 }
 
-_WAITING, _RUNNING = optuna.trial.TrialState.WAITING, optuna.trial.TrialState.RUNNING
-
 
 class Journal:
     """The journal of one sweep.
@@ -83,6 +83,7 @@ class Journal:
         self._file = file
         self.let_go = let_go
         self._trials: dict[int, tuple[optuna.Study, FrozenTrial]] = {}
+        self._queue = JournalQueue(search, SPEC)
 
     def load_records(self) -> tuple[TrialRecord, ...]:
         """Every trial that was begun, by number within the search and beside it.
@@ -92,7 +93,10 @@ class Journal:
         """
         records = []
         for study in (self._search, self._beside):
-            for trial in study.get_trials(deepcopy=False):
+            trials = study.get_trials(deepcopy=False)
+            if study is self._search:
+                self._queue.pass_by(trials)
+            for trial in trials:
                 if SPEC in trial.user_attrs:
                     records.append(self._record(trial, is_searched=study is self._search))
                     self._trials[records[-1].number] = study, trial
@@ -102,9 +106,9 @@ class Journal:
     def inspection(self) -> Inspection:
         """What was found out about model and data when the sweep began."""
         if INSPECTION not in self._search.user_attrs:
-            where = self._file or "the journal"
-            msg = f"{where} holds a sweep that was killed before it began; remove its folder and run it again"
-            raise FolderError(msg)
+            raise FolderError(
+                f"{self._file or 'the journal'} holds a sweep that was killed before it began; remove its folder and run it again"
+            )
         return self._study_value(_INSPECTION, INSPECTION)
 
     @property
@@ -122,9 +126,8 @@ class Journal:
 
     def next_number(self) -> tuple[int, bool]:
         """(number of the next trial, whether its point waits already): points that come first have their numbers."""
-        if (waiting := self._waiting()) is not None:
-            return waiting.number, True
-        return len(self._search.get_trials(deepcopy=False)), False
+        is_given = self._queue.first() is not None
+        return self._queue.num_past, is_given
 
     def enqueue(self, point: Mapping[str, ParamValue]) -> None:
         """Have a point wait for `begin`."""
@@ -136,10 +139,7 @@ class Journal:
         One that a killed driver had taken out and not yet written down comes first, so that a killed sweep goes on with the
         numbers and points of an unbroken one.
         """
-        waiting = self._waiting()
-        if waiting is not None and waiting.state is _RUNNING:
-            return optuna.trial.Trial(self._search, waiting._trial_id)  # noqa: SLF001 -- optuna has no public way by number
-        return self._search.ask()
+        return self._queue.take()
 
     def write_spec(
         self, spec: TrialSpec, trial: SearchTrial | None = None, prediction: Prediction | None = None
@@ -160,6 +160,14 @@ class Journal:
         begun.set_user_attr(SPEC, _SPEC.dump_python(spec, mode="json"))
         frozen = study._storage.get_trial(begun._trial_id)  # noqa: SLF001 -- optuna has no public way by number
         self._trials[spec.number] = study, frozen
+
+    def write_new(
+        self, spec: TrialSpec, distributions: Mapping[str, BaseDistribution], prediction: Prediction | None = None
+    ) -> None:
+        """Write down a trial of the search whose point has not waited, whole in one line; its number is the next one."""
+        attrs = {} if prediction is None else {PREDICTION: _PREDICTION.dump_python(prediction, mode="json")}
+        attrs[SPEC] = _SPEC.dump_python(spec, mode="json")
+        self._trials[spec.number] = self._search, self._queue.add(dict(spec.params), distributions, attrs)
 
     def write_metrics(self, number: int, metrics: Metrics) -> None:
         """Write down a report."""
@@ -183,11 +191,6 @@ class Journal:
         if outcome.state is TrialState.INFEASIBLE:
             optuna.trial.Trial(study, trial._trial_id).set_constraint(MEMORY, excess_gib)  # noqa: SLF001 -- as above
         study.tell(trial.number, values, state=_OPTUNA_STATES[outcome.state])
-
-    def _waiting(self) -> FrozenTrial | None:
-        """The first trial without a spec that can still get one."""
-        trials = self._search.get_trials(deepcopy=False, states=(_RUNNING, _WAITING))
-        return next((trial for trial in trials if SPEC not in trial.user_attrs), None)
 
     def _record(self, trial: FrozenTrial, *, is_searched: bool) -> TrialRecord:
         attrs = trial.user_attrs
@@ -317,11 +320,10 @@ def _loaded(storage: BaseStorage, place: Place, name: str) -> tuple[optuna.Study
     try:
         search, beside = (optuna.load_study(storage=storage, study_name=study) for study in _names(name))
     except KeyError as error:
-        msg = (
+        raise FolderError(
             f"{place} holds no study named {name!r}: it is of another sweep, or of one that was killed before it began; "
             "then remove its folder and run it again"
-        )
-        raise FolderError(msg) from error
+        ) from error
     return search, beside
 
 
@@ -339,8 +341,9 @@ def _database(address: str, holding: str | None = None) -> PostgresStorage:
     try:
         from tuner.postgres import open_storage  # noqa: PLC0415 -- its driver library is an extra
     except ModuleNotFoundError as error:
-        msg = f"study.storage: {address} needs the package {error.name}: pip install 'tuner[postgres]'"
-        raise StorageError(msg) from None
+        raise StorageError(
+            f"study.storage: {address} needs the package {error.name}: pip install 'tuner[postgres]'"
+        ) from None
     return open_storage(address, holding)
 
 
@@ -389,11 +392,3 @@ def _create(storage: BaseStorage, name: str, objectives: Sequence[Objective]) ->
 def _storage(backend: JournalFile) -> JournalStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return JournalStorage(backend)
-
-
-@contextlib.contextmanager
-def experimental() -> Iterator[None]:
-    """Use what optuna 5.0 marks as experimental, without a warning on the user's screen."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield

@@ -15,10 +15,12 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 
 from optuna.storages.journal import BaseJournalBackend
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from optuna.trial import TrialState
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from tuner.errors import FolderError
 
@@ -36,52 +38,60 @@ _State = Annotated[int, Field(ge=0, le=4)]
 _Distribution = Annotated[str, Field(min_length=2)]
 
 
-class _Line(BaseModel):
-    """What every line has; later versions of Optuna may add to it."""
+_config = with_config(ConfigDict(strict=True, extra="allow"))
+"""Later versions of Optuna may add to a line."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+
+class _Line(TypedDict):
+    """What every line has."""
 
     worker_id: str
 
 
+@_config
 class _CreateStudy(_Line):
     op_code: Literal[0]
     study_name: str
     directions: list[Annotated[int, Field(ge=0, le=2)]]
 
 
+@_config
 class _DeleteStudy(_Line):
     op_code: Literal[1]
     study_id: _Id
 
 
+@_config
 class _StudyUserAttr(_Line):
     op_code: Literal[2]
     study_id: _Id
     user_attr: _One
 
 
+@_config
 class _StudySystemAttr(_Line):
     op_code: Literal[3]
     study_id: _Id
     system_attr: _One
 
 
+@_config
 class _CreateTrial(_Line):
     op_code: Literal[4]
     study_id: _Id
     datetime_start: str | None
-    datetime_complete: str = ""
-    state: _State = 0
-    value: float | None = None
-    values: list[float] | None = None
-    distributions: dict[str, _Distribution] = {}
-    params: dict[str, float] = {}
-    user_attrs: dict[str, Any] = {}
-    system_attrs: dict[str, Any] = {}
-    intermediate_values: dict[str, float | None] = {}
+    datetime_complete: NotRequired[str]
+    state: NotRequired[_State]
+    value: NotRequired[float | None]
+    values: NotRequired[list[float] | None]
+    distributions: NotRequired[dict[str, _Distribution]]
+    params: NotRequired[dict[str, float]]
+    user_attrs: NotRequired[dict[str, Any]]
+    system_attrs: NotRequired[dict[str, Any]]
+    intermediate_values: NotRequired[dict[str, float | None]]
 
 
+@_config
 class _TrialParam(_Line):
     op_code: Literal[5]
     trial_id: _Id
@@ -90,15 +100,17 @@ class _TrialParam(_Line):
     distribution: _Distribution
 
 
+@_config
 class _TrialState(_Line):
     op_code: Literal[6]
     trial_id: _Id
     state: _State
     values: list[float] | None
-    datetime_start: str = ""
-    datetime_complete: str = ""
+    datetime_start: NotRequired[str]
+    datetime_complete: NotRequired[str]
 
 
+@_config
 class _TrialIntermediateValue(_Line):
     op_code: Literal[7]
     trial_id: _Id
@@ -106,17 +118,24 @@ class _TrialIntermediateValue(_Line):
     intermediate_value: float | None
 
 
+@_config
 class _TrialUserAttr(_Line):
     op_code: Literal[8]
     trial_id: _Id
     user_attr: _One
 
 
+@_config
 class _TrialSystemAttr(_Line):
     op_code: Literal[9]
     trial_id: _Id
     system_attr: _One
 
+
+_STATE = 6
+_LEADING = frozenset({4, 5})
+"""Operations that only lead up to a trial: one that is created, and its parameters. Nothing is acted on before the line of the
+trial's spec is on the disk, and that takes all before it along."""
 
 _LINE: TypeAdapter[_Line] = TypeAdapter(
     Annotated[
@@ -165,7 +184,7 @@ class JournalFile(BaseJournalBackend):
                 yield self._parsed(line, number)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Write lines and have them on the disk; where that fails, nothing of them stays.
+        """Write lines and have them on the disk, but for those that only lead up to one; where that fails, nothing of them stays.
 
         Raises:
             OSError: The disk, or a quota, is full: the driver knows what to do.
@@ -174,7 +193,7 @@ class JournalFile(BaseJournalBackend):
         assert not self._is_read_only, self.path  # noqa: S101 -- who only reads never gets here
         text = "".join(f"{json.dumps(entry, separators=(',', ':'))}\n" for entry in logs)
         try:
-            _append(self.path, text.encode("ascii"))
+            _append(self.path, text.encode("ascii"), is_synced=not all(_is_leading(entry) for entry in logs))
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise
@@ -194,6 +213,8 @@ class JournalFile(BaseJournalBackend):
             raise _damaged(self.path, len(self._starts) - 1, f"Optuna can't use it ({_in_short(error)})") from error
 
     def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
+        with contextlib.suppress(ValidationError):  # what is wrong, if anything is, is found out below
+            return {**_LINE.validate_json(line)}
         try:
             parsed: dict[str, Any] = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -267,15 +288,22 @@ def _whole_lines(path: Path, start: int) -> Iterator[bytes]:
     return (line + b"\n" for line in data.split(b"\n")[:-1])
 
 
-def _append(path: Path, data: bytes) -> None:
-    """Write all or nothing, and have it on the disk."""
+def _is_leading(entry: dict[str, Any]) -> bool:
+    """Whether a line means nothing without those after it: a trial on its way to its spec."""
+    is_taken_out = entry["op_code"] == _STATE and entry["state"] == TrialState.RUNNING
+    return is_taken_out or (entry["op_code"] in _LEADING and not entry.get("user_attrs"))
+
+
+def _append(path: Path, data: bytes, *, is_synced: bool = True) -> None:
+    """Write all or nothing, and have it on the disk if that is asked for."""
     with path.open("ab", buffering=0) as stream:
         before = os.fstat(stream.fileno()).st_size
         try:
             written = stream.write(data)
             while written < len(data):  # a disk that fills takes a part first, and says why at the next try
                 written += stream.write(data[written:])
-            os.fsync(stream.fileno())
+            if is_synced:
+                os.fsync(stream.fileno())
         except OSError:
             stream.truncate(before)
             raise

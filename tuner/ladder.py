@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from tuner.pareto import non_dominated_mask
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -24,6 +26,8 @@ METRIC, LOSS, ERROR, FIRST_COST = 0, 1, 2, 3
 """Columns of a rung's table; from FIRST_COST on the costs that the sweep weighs."""
 FIRST_CAPACITY = 64
 """Rows made ready at first; doubled whenever they are full, so that a report costs the same with ten thousand trials."""
+MOST_ONE_BY_ONE = 20
+"""New rows that are each held against the front; of more, all rows are looked at together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +93,10 @@ class Ladder:
         costs = [cost.of(metrics) for cost in self._costs]
         rung.append(number, np.array([self._metric.loss_of(metrics), metrics.loss, metrics.standard_error, *costs]))
 
+    def metric_at(self, number: int, steps: int) -> float:
+        """The metric that a trial reported at a rung, turned so that lower is better."""
+        return self._rungs[steps].metric_of(number)
+
     def at(self, steps: int) -> Rung:
         """The reports at a rung; no rows where nobody has reached it. Views that the next `add` may make stale."""
         return self._rungs.get(steps, _Growing(FIRST_COST + len(self._costs))).view()
@@ -98,7 +106,7 @@ class _Growing:
     """A rung's arrays with room for more."""
 
     def __init__(self, num_columns: int) -> None:
-        self._num = 0
+        self._num = self._num_compared = 0
         self._numbers: IntArray = np.empty(FIRST_CAPACITY, dtype=np.int64)
         self._table: FloatArray = np.empty((FIRST_CAPACITY, num_columns))
         self._is_front: BoolArray = np.empty(FIRST_CAPACITY, dtype=np.bool_)
@@ -112,13 +120,26 @@ class _Growing:
         place = self._num
         self._numbers[place], self._table[place], self.places[number] = number, row, place
         self._num += 1
-        self._update_front(place)
+
+    def metric_of(self, number: int) -> float:
+        return float(self._table[self.places[number], METRIC])
 
     def view(self) -> Rung:
         num = self._num
+        self._compare()
         return Rung(
             numbers=self._numbers[:num], table=self._table[:num], is_front=self._is_front[:num], places=self.places
         )
+
+    def _compare(self) -> None:
+        """Bring the front up to date: a journal that is opened brings thousands of rows at once, a report one."""
+        new = range(self._num_compared, self._num)
+        self._num_compared = self._num
+        if len(new) > MOST_ONE_BY_ONE and np.all(np.isfinite(self._table[: self._num])):
+            self._is_front[: self._num] = non_dominated_mask(np.delete(self._table[: self._num], ERROR, axis=1))
+            return
+        for place in new:
+            self._update_front(place)
 
     def _update_front(self, place: int) -> None:
         """A new row stands on the front unless a row of the front dominates it, and pushes off those that it dominates."""

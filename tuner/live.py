@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from tuner.config import SweepConfig
 
+MANY = 300
+"""Trials from which on the time left is not found anew for each line."""
+
 
 class View(Protocol):
     """Shows a sweep that runs."""
@@ -145,6 +148,7 @@ class PlainView:
         self._stream = stream or sys.stderr
         self._clock = clock
         self._shown: dict[int, TrialRecord] = {}
+        self._outlook_text, self._outlook_due_s = "", -math.inf
 
     @contextlib.contextmanager
     def watching(self, config: SweepConfig, inspection: Inspection, records: Sequence[TrialRecord]) -> Iterator[None]:
@@ -158,7 +162,8 @@ class PlainView:
     def update(self, records: Sequence[TrialRecord]) -> None:
         """Say what has changed."""
         for record in records:
-            if self._shown.get(record.number) != record:
+            shown = self._shown.get(record.number)
+            if shown is not record and shown != record:
                 self._shown[record.number] = record
                 self._print(self._line(record, records))
 
@@ -174,8 +179,15 @@ class PlainView:
             parts.append(str(record.outcome.reason))
         elif record.outcome and record.outcome.stop:
             parts.append(": ".join(filter(None, (record.outcome.stop, record.outcome.detail))))
-        left = self._progress.left_s(records)
-        return " · ".join([*parts, f"{self._progress.share(records):.0%}", f"{clock_time(left)} left"])
+        return " · ".join([*parts, self._words_on_progress(records)])
+
+    def _words_on_progress(self, records: Sequence[TrialRecord]) -> str:
+        """The share done and the time left; of many trials found anew once a second, for it takes a look at each."""
+        now_s = self._clock()
+        if len(records) <= MANY or now_s >= self._outlook_due_s:
+            left = clock_time(self._progress.left_s(records))
+            self._outlook_text, self._outlook_due_s = f"{self._progress.share(records):.0%} · {left} left", now_s + 1.0
+        return self._outlook_text
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)

@@ -6,6 +6,7 @@ with several objectives TPE ranks every stopped trial below every finished one, 
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -13,24 +14,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
 
-from tuner.dimensions import Range
+from tuner.distributions import distributions
 from tuner.front import objectives_of
-from tuner.journal import MEMORY, experimental
-from tuner.space import Suggestion, dimensions, suggest
+from tuner.journal import MEMORY
+from tuner.optuna_quiet import experimental
+from tuner.space import Suggestion, suggest
 from tuner.trial import TrialRecord, TrialState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
 
     from tuner.config import SweepConfig
     from tuner.front import Objective
     from tuner.layers import Layer
-    from tuner.space import Searched
 
-MOST_LEARNED = 1000
-"""Newest trials that a point is learned from, so that it costs the same late in a long sweep."""
+MOST_LEARNED = 500
+"""Newest trials with something to say that a point is learned from, so that it costs the same late in a long sweep."""
+MOST_UNDER_WAY = 250
+"""Newest trials without a report that a point keeps away from; a thousand may be under way at once."""
 Worth = Callable[["Sequence[TrialRecord]", "SweepConfig"], "Sequence[list[float] | None]"]
 """(trials, sweep) -> for each what it is worth, lower is better, or None."""
 MIN_AT_RUNG = 10
@@ -59,10 +64,54 @@ def propose(
     # One sampler per trial, seeded by the trial's number: a resumed sweep must not draw the first trials' points again.
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every study, and there is one for each point
     seed = int(np.random.SeedSequence([config.search.seed, number]).generate_state(1)[0])
-    study = optuna.create_study(directions=["minimize"] * len(objectives_of(config)), sampler=_sampler(config, seed))
-    if config.search.sampler == "tpe":
-        study.add_trials([*_known(records[-MOST_LEARNED:], config, worth or worth_at_rung)])
+    is_learning = config.search.sampler == "tpe"
+    known = [*_known(newest(records), config, worth or worth_at_rung)] if is_learning else []
+    study = optuna.create_study(
+        storage=_Learned(known),
+        directions=["minimize"] * len(objectives_of(config)),
+        sampler=_sampler(config, seed),
+    )
     return suggest(study.ask(), config.search.space, layers)
+
+
+class _Learned(InMemoryStorage):
+    """A storage that has trials already, as they are; whoever reads them leaves them so.
+
+    Optuna's own way to add a trial copies it deeply and checks it, which took most of the time of a new point (optuna 5.0).
+
+    Args:
+        known: Numbered below 0, in their order.
+    """
+
+    def __init__(self, known: Sequence[FrozenTrial]) -> None:
+        super().__init__()
+        self._known = known
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,  # noqa: FBT001, FBT002 -- as Optuna has it
+        states: Container[OptunaState] | None = None,
+    ) -> list[FrozenTrial]:
+        """Those that were known, then those begun since."""
+        known = (trial for trial in self._known if states is None or trial.state in states)
+        return [*known, *super().get_all_trials(study_id, deepcopy, states)]
+
+
+def newest(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The trials that a point is learned from, in their order: where many are under way, those that have ended count too."""
+    found: list[TrialRecord] = []
+    num_learned = num_under_way = 0
+    for record in reversed(records):
+        is_under_way = record.state is TrialState.RUNNING and not record.curve
+        if is_under_way and num_under_way == MOST_UNDER_WAY:
+            continue
+        if not is_under_way and num_learned == MOST_LEARNED:
+            break
+        num_under_way += is_under_way
+        num_learned += not is_under_way
+        found.append(record)
+    return found[::-1]
 
 
 def _sampler(config: SweepConfig, seed: int) -> optuna.samplers.BaseSampler:
@@ -72,17 +121,26 @@ def _sampler(config: SweepConfig, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
-def _known(records: Sequence[TrialRecord], config: SweepConfig, worth: Worth) -> Iterator[optuna.trial.FrozenTrial]:
+def _known(records: Sequence[TrialRecord], config: SweepConfig, worth: Worth) -> Iterator[FrozenTrial]:
     """The trials as they are to be learned from."""
-    known = {name: _distribution(dimension) for name, dimension in dimensions(config.search.space).items()}
-    for record, values in zip(records, worth(records, config), strict=True):
+    known = distributions(config.search.space)
+    now = dt.datetime.now(tz=dt.UTC)
+    for place, (record, values) in enumerate(zip(records, worth(records, config), strict=True), start=-len(records)):
         params = dict(record.spec.params)
-        yield optuna.trial.create_trial(
-            state=_state(record, has_values=values is not None),
+        state = _state(record, has_values=values is not None)
+        yield FrozenTrial(
+            number=place,
+            trial_id=place,
+            state=state,
+            value=None,
             values=values,
+            datetime_start=now,
+            datetime_complete=now if state.is_finished() else None,
             params=params,
             distributions={name: known[name] for name in params},
-            system_attrs={f"constraints:{MEMORY}": 1.0} if record.state is TrialState.INFEASIBLE else None,
+            user_attrs={},
+            system_attrs={f"constraints:{MEMORY}": 1.0} if record.state is TrialState.INFEASIBLE else {},
+            intermediate_values={},
         )
 
 
@@ -113,18 +171,8 @@ def _values_at(
     return [first, *(math.log(max(cost.of(metrics), 1e-9)) for cost in costs)]
 
 
-def _state(record: TrialRecord, *, has_values: bool) -> optuna.trial.TrialState:
+def _state(record: TrialRecord, *, has_values: bool) -> OptunaState:
     """Optuna's state: what failed or was stopped too early is worse than all that got further."""
     if has_values:
-        return optuna.trial.TrialState.COMPLETE
-    return optuna.trial.TrialState.RUNNING if record.state.is_open else optuna.trial.TrialState.PRUNED
-
-
-def _distribution(dimension: Searched) -> BaseDistribution:
-    match dimension:
-        case Range(low=int(low), high=int(high), step=step):
-            return IntDistribution(low, high, log=dimension.log, step=int(step or 1))
-        case Range():
-            return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
-        case _:
-            return CategoricalDistribution([*dimension.choices])
+        return OptunaState.COMPLETE
+    return OptunaState.RUNNING if record.state.is_open else OptunaState.PRUNED

@@ -57,6 +57,7 @@ class Scheduler:
         self._stops: dict[int, Stop] = {}
         self._stopped: dict[int, Stop] = {}
         self._forecasts: dict[int, tuple[tuple[int, int], Forecast | None]] = {}
+        self._worths: dict[int, tuple[tuple[int, int, list[int], list[int]], tuple[int, float]]] = {}
         self.floor = floor
         """May be made harder while the sweep goes on."""
 
@@ -96,7 +97,7 @@ class Scheduler:
     def learn(self, number: int, metrics: Metrics) -> None:
         """Take in a report without a decision."""
         self._ladder.add(number, metrics)
-        self._best[number] = min(self._best.get(number, math.inf), self._metric_at(number, metrics.steps))
+        self._best[number] = min(self._best.get(number, math.inf), self._ladder.metric_at(number, metrics.steps))
         for steps in self._rungs:
             if steps < metrics.steps:
                 self._gone_on[steps].add(number)
@@ -188,11 +189,15 @@ class Scheduler:
                 found[steps].append(number)
         return {steps: numbers for steps, numbers in found.items() if numbers}
 
-    def _worthiest(self, steps: int, numbers: Sequence[int]) -> tuple[int, float]:
-        rung = self._ladder.at(steps)
-        waiting, gone_on = rows_of(rung, numbers), rows_of(rung, self._to_beat(steps))
-        place, worth = worthiest(rung, waiting, gone_on, self._outlook(steps, np.concatenate([waiting, gone_on])))
-        return numbers[place], worth
+    def _worthiest(self, steps: int, numbers: list[int]) -> tuple[int, float]:
+        """The trial of those that wait at a rung which is worth most, and its worth; found anew if anything there has changed."""
+        rung, to_beat = self._ladder.at(steps), self._to_beat(steps)
+        asked = (len(rung.numbers), len(self._ladder.at(self._rungs[-1]).numbers), numbers, to_beat)
+        if steps not in self._worths or self._worths[steps][0] != asked:
+            waiting, gone_on = rows_of(rung, numbers), rows_of(rung, to_beat)
+            place, worth = worthiest(rung, waiting, gone_on, self._outlook(steps, np.concatenate([waiting, gone_on])))
+            self._worths[steps] = asked, (numbers[place], worth)
+        return self._worths[steps][1]
 
     def _to_beat(self, steps: int) -> list[int]:
         """Those that went on from a rung and may stand on the front: finished and not dominated, or still under way."""
@@ -219,10 +224,6 @@ class Scheduler:
             return None
         other = dominator(rung, row, rivals, expected, self._pruning.confidence)
         return None if other is None else stop_by_dominance(rung, row, other)
-
-    def _metric_at(self, number: int, steps: int) -> float:
-        rung = self._ladder.at(steps)
-        return float(rung.metric[rung.places[number]])
 
     def _stop(self, number: int, steps: int) -> Stop | None:
         rung = self._ladder.at(steps)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.beside import after_search
+from tuner.distributions import distributions
 from tuner.ending import excess_gib_of, explained, infeasible, new_steps
 from tuner.errors import ResourcesError
 from tuner.feasibility import misfit, too_large
@@ -21,6 +22,7 @@ from tuner.front import GIB, has_begun, objectives_of
 from tuner.journal import Journal, SearchTrial, create_journal, open_journal, place_of
 from tuner.prediction import Prediction
 from tuner.recommend import baseline_specs, starting_points
+from tuner.records import Records
 from tuner.sampler import propose
 from tuner.scheduler import Next, Scheduler, floor_of
 from tuner.space import Suggestion, suggest
@@ -38,6 +40,7 @@ from tuner.trial import (
     TrialSpec,
     TrialState,
 )
+from tuner.without_gc import without_gc
 
 if TYPE_CHECKING:
     from tuner.config import SweepConfig
@@ -72,19 +75,21 @@ class Study:
         self._clock = clock
         self._start_s = clock() - journal.elapsed_s
         self._objectives = objectives_of(config)
+        self._distributions = distributions(config.search.space)
         self.inspection: Inspection = journal.inspection
         """What was found out about model and data when the sweep began."""
-        self._records = {record.number: record for record in journal.load_records()}
+        self._records = Records(journal.load_records())
+        self._ended: list[TrialRecord] = []
         self._scheduler = Scheduler(config, self._objectives, floor_of(config, self.inspection))
         self._spent_steps, self._num_begun = 0, 0
         self._kinds: set[MemoryKind] = set()
-        for record in self._records.values():
+        for record in self.records:
             self._recall(record)
         self._unfinished = [record.spec for record in self.records if record.state is TrialState.RUNNING]
         self._baselines = [spec for spec in baseline_specs(config, self.inspection) if spec.number not in self._records]
         self._retried = {
             record.number
-            for record in self._records.values()
+            for record in self.records
             if record.spec.scores is not None and record.state is TrialState.FAIL
         }
         """Scorings that failed under an earlier driver: whoever resumes has mended the cause."""
@@ -99,7 +104,7 @@ class Study:
     @property
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials, by number; baselines and audits last."""
-        return tuple(sorted(self._records.values(), key=lambda record: record.place))
+        return self._records.all
 
     @property
     def is_over(self) -> bool:
@@ -166,7 +171,7 @@ class Study:
         known = {known.steps: known for known in record.curve}
         if metrics.steps not in known:
             self._journal.write_metrics(number, metrics)
-            self._keep(dataclasses.replace(record, curve=(*record.curve, metrics)))
+            self._records.keep(dataclasses.replace(record, curve=(*record.curve, metrics)))
             self._spent_steps += new_steps(record, metrics)
         elif new := [remark for remark in metrics.remarks if remark not in known[metrics.steps].remarks]:
             self._remark(record, known[metrics.steps], new)
@@ -194,9 +199,10 @@ class Study:
             return self._close(record, self._checked(record, outcome))
         return self._close(record, explained(outcome, stop))
 
-    @property
-    def _searched(self) -> list[TrialRecord]:
-        return [record for record in self._records.values() if record.spec.is_searched]
+    def take_ended(self) -> tuple[TrialRecord, ...]:
+        """Trials that have ended since the last call."""
+        ended, self._ended = self._ended, []
+        return tuple(ended)
 
     @property
     def _may_begin(self) -> bool:
@@ -238,7 +244,7 @@ class Study:
         for _ in range(MOST_INFEASIBLE_IN_A_ROW):
             spec, trial = self._next_point()
             record = self._written(spec, trial)
-            found = too_large(record, self._config, self.inspection.model, self._searched)
+            found = too_large(record, self._config, self.inspection.model, self._records.searched)
             if found is None:
                 self._scheduler.begin(spec.number)
                 self._num_begun += 1
@@ -248,21 +254,22 @@ class Study:
         msg = f"resources.memory_limit_gib: {MOST_INFEASIBLE_IN_A_ROW} points in a row do not fit; the last: {detail}"
         raise ResourcesError(msg)
 
-    def _next_point(self) -> tuple[TrialSpec, SearchTrial]:
+    def _next_point(self) -> tuple[TrialSpec, SearchTrial | None]:
+        """A point that waits in the journal, with its trial there, or else a new one."""
         config, layers = self._config, self.inspection.model.layers
         number, is_given = self._journal.next_number()
-        if not is_given:
-            records = sorted(self._searched, key=lambda record: record.number)
-            self._journal.enqueue(dict(self._propose(records, config, layers, number).params))
-        trial = self._journal.begin()
-        suggestion = suggest(trial, config.search.space, layers)
-        return suggestion.as_spec(trial.number, seed=config.training.seed), trial
+        trial = self._journal.begin() if is_given else None
+        if trial is not None:
+            suggestion = suggest(trial, config.search.space, layers)
+        else:
+            suggestion = self._propose(self._records.searched, config, layers, number)
+        return suggestion.as_spec(number, seed=config.training.seed), trial
 
     def _go_on(self, number: int) -> TrialSpec:
         record = self._records[number]
         self._journal.write_pause(number, is_paused=False)
         self._scheduler.go_on(number)
-        self._keep(dataclasses.replace(record, state=TrialState.RUNNING))
+        self._records.keep(dataclasses.replace(record, state=TrialState.RUNNING))
         return record.spec
 
     def _begun(self, spec: TrialSpec) -> TrialSpec | None:
@@ -276,8 +283,11 @@ class Study:
     def _written(self, spec: TrialSpec, trial: SearchTrial | None = None) -> TrialRecord:
         """A trial that stands in the journal, with what is known of its memory."""
         prediction = self.predict(spec, None)
-        self._journal.write_spec(spec, trial, prediction)
-        return self._keep(TrialRecord(spec=spec, state=TrialState.RUNNING, prediction=prediction))
+        if trial is None and spec.is_searched:
+            self._journal.write_new(spec, self._distributions, prediction)
+        else:
+            self._journal.write_spec(spec, trial, prediction)
+        return self._records.keep(TrialRecord(spec=spec, state=TrialState.RUNNING, prediction=prediction))
 
     def _as_predicted(self, record: TrialRecord, metrics: Metrics) -> Metrics:
         """On a CPU the memory that counts is what the trial would need on the card that the sweep names."""
@@ -294,13 +304,15 @@ class Study:
         """Add to a report what befell the trial after it."""
         more = dataclasses.replace(metrics, remarks=(*metrics.remarks, *remarks))
         self._journal.write_metrics(record.number, more)
-        self._keep(dataclasses.replace(record, curve=tuple(more if one is metrics else one for one in record.curve)))
+        self._records.keep(
+            dataclasses.replace(record, curve=tuple(more if one is metrics else one for one in record.curve))
+        )
 
     def _decided(self, number: int, metrics: Metrics) -> Decision:
         decision = self._scheduler.report(number, metrics, may_begin=self._may_begin, left_steps=self._left_steps)
         if decision is Decision.PAUSE:
             self._journal.write_pause(number, is_paused=True)
-            self._keep(dataclasses.replace(self._records[number], state=TrialState.PAUSED))
+            self._records.keep(dataclasses.replace(self._records[number], state=TrialState.PAUSED))
         self._stop(self._scheduler.take_stopped())
         return decision
 
@@ -338,10 +350,6 @@ class Study:
             floor = self._config.metric.loss(record.last.accuracy)
             self._scheduler.floor = min(floor, self._scheduler.floor)
 
-    def _keep(self, record: TrialRecord) -> TrialRecord:
-        self._records[record.number] = record
-        return record
-
     def _close(self, record: TrialRecord, outcome: Outcome, excess_gib: float = 0.0) -> TrialRecord:
         values = None
         if outcome.state is TrialState.COMPLETE and record.last:
@@ -352,7 +360,8 @@ class Study:
         )
         if self._config.search.budget.time_s is not None:
             self._journal.write_elapsed(self._clock() - self._start_s)
-        closed = self._keep(dataclasses.replace(record, state=outcome.state, outcome=outcome))
+        closed = self._records.keep(dataclasses.replace(record, state=outcome.state, outcome=outcome))
+        self._ended.append(closed)
         self._set_floor(closed)
         return closed
 
@@ -376,4 +385,5 @@ def open_study(file: Path, config: SweepConfig, clock: Callable[[], float] = tim
     Raises:
         FolderError: There is no journal of this sweep, it is damaged, or another driver writes in the database.
     """
-    return Study(open_journal(place_of(file, config), config.name, is_read_only=False), config, clock)
+    with without_gc():
+        return Study(open_journal(place_of(file, config), config.name, is_read_only=False), config, clock)

@@ -186,7 +186,7 @@ def load(folder: Path | str) -> Sweep:
     return Sweep(folder=sweep_folder.path, config=config, inspection=inspection, records=tuple(records))
 
 
-class _Driver:
+class Driver:
     """The study's three verbs, with what must happen around them."""
 
     def __init__(self, study: Study, config: SweepConfig, folder: SweepFolder, mirror: Mirror, view: View) -> None:
@@ -195,6 +195,7 @@ class _Driver:
         self._config = config
         self._folder = folder
         self._view = view
+        self._best = folder.settle(study.records, objectives_of(config), keep_stopped=self._may_audit)
         self._failures_in_a_row = 0
 
     @property
@@ -244,11 +245,16 @@ class _Driver:
         with self._folder.has_room():
             record = self._study.tell(number, outcome)
         self._mirror.note()
-        may_audit = self._config.pruning.audit > 0
-        self._folder.settle(self._study.records, objectives_of(self._config), keep_stopped=may_audit)
+        self._best = self._folder.settle(
+            self._study.take_ended(), objectives_of(self._config), keep_stopped=self._may_audit, best=self._best
+        )
         self._view.update(self._study.records)
         self._count_failures(record)
         return record
+
+    @property
+    def _may_audit(self) -> bool:
+        return self._config.pruning.audit > 0
 
     def _count_failures(self, record: TrialRecord) -> None:
         has_failed = record.outcome is not None and record.outcome.reason is not None  # out of memory counts too
@@ -267,7 +273,7 @@ def _carry_out(
 ) -> Sweep:
     objectives = objectives_of(config)
     mirror.begin(config)
-    folder.settle(study.records, objectives, keep_stopped=config.pruning.audit > 0)
+    driver = Driver(study, config, folder, mirror, view)
     try:
         with (
             predicting() as predictor,
@@ -275,7 +281,7 @@ def _carry_out(
             interruptible(study.interrupt),
         ):
             study.predict = lambda spec, gpu: predictor.predict_trial(spec, config, study.inspection, gpu)
-            trainer.run(config, folder.path.absolute(), _Driver(study, config, folder, mirror, view))
+            trainer.run(config, folder.path.absolute(), driver)
         if not study.is_interrupted:
             folder.settle(study.records, objectives)  # nothing is left to audit
     finally:

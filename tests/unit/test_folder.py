@@ -10,7 +10,7 @@ from tests.builders import make_record, make_spec
 from tuner.errors import FolderError
 from tuner.folder import SweepFolder
 from tuner.front import Objective
-from tuner.trial import Baseline, TrialState
+from tuner.trial import Baseline, TrialRecord, TrialState
 
 OBJECTIVES = (Objective.ACCURACY, Objective.TRAINABLE_PARAMS)
 
@@ -89,6 +89,19 @@ def test_an_adapter_goes_when_a_better_trial_pushes_it_off_the_front(tmp_path: P
 
     assert not folder.adapter(0).exists()
     assert folder.adapter(1).exists()
+
+
+def test_with_the_front_before_only_what_has_ended_since_is_told(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    best: tuple[TrialRecord, ...] = ()
+    records = [make_record(number, accuracy=value) for number, value in enumerate((0.7, 0.8, 0.6))]
+    for record in records:
+        trained(folder, record.number)
+        best = folder.settle([record], OBJECTIVES, best=best)
+
+    assert best == (records[1],)
+    assert [folder.adapter(number).exists() for number in range(3)] == [False, True, False]
+    assert not any(folder.checkpoint(number).exists() for number in range(3))
 
 
 def test_nothing_of_a_finished_baseline_stays(tmp_path: Path) -> None:

@@ -222,6 +222,25 @@ def test_a_line_is_on_the_disk_before_it_is_acted_on(
     assert sizes == [len(swept.lines[0])]
 
 
+def test_what_only_leads_up_to_a_trial_is_on_the_disk_with_its_spec(
+    swept: Swept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "study.journal"
+    file.touch()
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda handle: sizes.append(os.fstat(handle).st_size))
+    waits = {"op_code": 4, "worker_id": "w", "study_id": 0, "datetime_start": None, "state": 4}
+    taken = {"op_code": 6, "worker_id": "w", "trial_id": 0, "state": 0, "values": None}
+    spec = {"op_code": 8, "worker_id": "w", "trial_id": 0, "user_attr": {"spec": {}}}
+    journal = JournalFile(file)
+
+    for entry in (waits, taken, spec, waits | {"state": 0, "user_attrs": {"spec": {}}}):
+        journal.append_logs([entry])
+
+    lines = file.read_bytes().splitlines(keepends=True)
+    assert sizes == [sum(map(len, lines[:3])), sum(map(len, lines))]
+
+
 def test_optuna_s_own_reader_opens_the_file(swept: Swept, tmp_path: Path) -> None:
     file = tmp_path / "study.journal"
     file.write_bytes(swept.data)

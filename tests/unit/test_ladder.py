@@ -76,3 +76,18 @@ def test_rows_are_found_by_number(order: list[int], asked: set[int]) -> None:
     rung = ladder.at(30)
 
     assert rung.numbers[rows_of(rung, asked)].tolist() == [*asked]
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=60))
+def test_many_reports_at_once_make_the_same_front_as_one_after_another(rows: list[tuple[int, int, int]]) -> None:
+    at_once, one_by_one = Ladder(OBJECTIVES), Ladder(OBJECTIVES)
+
+    for number, (loss, params, memory) in enumerate(rows):
+        metrics = make_metrics(
+            steps=30, loss=float(loss), accuracy=loss / 4, trainable_params=params, peak_memory_bytes=memory
+        )
+        at_once.add(number, metrics)
+        one_by_one.add(number, metrics)
+        one_by_one.at(30)
+
+    assert at_once.at(30).is_front.tolist() == one_by_one.at(30).is_front.tolist()

@@ -221,3 +221,20 @@ def test_the_headline_says_what_was_left_out_of_the_data() -> None:
 
     assert "left out: 1,200 duplicate, 3 too long" in line
     assert "left out" not in headline(make_config(), make_inspection())
+
+
+def test_of_many_trials_the_time_left_is_found_once_a_second() -> None:
+    stream = io.StringIO()
+    now_s = [0.0]
+    view = PlainView(stream, clock=lambda: now_s[0])
+    config = make_config(search={**CONFIG.model_dump()["search"], "num_trials": 400})
+    with view.watching(config, make_inspection(), []):
+        for num_done in (0, 200, 400):
+            done = [make_record(number) for number in range(num_done)]
+            view.update(
+                [*done, *(make_record(number, TrialState.RUNNING, curve=()) for number in range(num_done, 400))]
+            )
+            now_s[0] += 0.6
+
+    shares = [line.split(" · ")[-2] for line in stream.getvalue().splitlines()[1:]]
+    assert shares == ["0%"] * 600 + ["100%"] * 200

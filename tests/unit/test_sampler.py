@@ -9,7 +9,7 @@ import pytest
 from tests.builders import make_metrics, make_model, make_record, make_spec
 from tests.sweeps import small_config
 from tuner.config import SweepConfig
-from tuner.sampler import MIN_AT_RUNG, learned_rung, propose
+from tuner.sampler import MIN_AT_RUNG, MOST_LEARNED, MOST_UNDER_WAY, learned_rung, newest, propose
 from tuner.space import Suggestion
 from tuner.trial import TrialRecord, TrialState
 
@@ -72,3 +72,16 @@ def test_points_are_learned_from_the_highest_rung_that_enough_have_reached() -> 
     assert learned_rung(records, (2, 4, 8)) == 4
     assert learned_rung(records[:3], (2, 4, 8)) == 2
     assert learned_rung([], (2, 4, 8)) == 2
+
+
+def test_where_a_thousand_are_under_way_a_point_is_learned_from_those_before_them() -> None:
+    ended = [make_record(number) for number in range(2 * MOST_LEARNED)]
+    under_way = [make_record(len(ended) + place, TrialState.RUNNING, curve=(), outcome=None) for place in range(1000)]
+
+    assert newest([*ended, *under_way]) == [*ended[-MOST_LEARNED:], *under_way[-MOST_UNDER_WAY:]]
+
+
+def test_a_sweep_of_ordinary_size_is_learned_from_whole() -> None:
+    records = [make_record(number) for number in range(MOST_LEARNED)]
+
+    assert newest(records) == records

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tuner.dimensions import Range
-from tuner.journal import experimental
+from tuner.optuna_quiet import experimental
 from tuner.pareto import BoolArray, FloatArray
 from tuner.report.findings.intervals import CONFIDENCE
 from tuner.space import Searched, dimensions
