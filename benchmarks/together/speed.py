@@ -52,7 +52,7 @@ def main() -> None:
         name = " ".join([file.stem, *asked.set])
         found[name] = measured(file, asked.set, asked.rounds, asked.steps)
         sys.stdout.write(f"{name}: {json.dumps(found[name])}\n")
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def measured(file: Path, changes: list[str], rounds: int, steps: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
@@ -11,7 +12,7 @@ from bitsandbytes.nn.modules import Linear4bit
 from tests.unit.test_vram_cpu import Setup, base_of, llama
 from tuner.worker import dense
 from tuner.worker.adapters import attach
-from tuner.worker.dense import DenseLinear4bit, keep_copies, without_copies
+from tuner.worker.dense import keep_copies, take_over, without_copies
 from tuner.worker.memory import CpuPeak
 from tuner.worker.model import BaseModel
 from tuner.worker.twin import twin_of
@@ -19,6 +20,12 @@ from tuner.worker.twin import twin_of
 
 def base(*, is_double: bool = True, dtype: str = "float32") -> BaseModel:
     return base_of(Setup(lora=llama(4), quantization="nf4", double_quantization=is_double, dtype=dtype, layers=2))
+
+
+def states(base: BaseModel) -> list[Any]:
+    layers: list[Any] = [module for module in base.model.modules() if isinstance(module, Linear4bit)]
+    assert len(layers) == 14
+    return [layer.weight.quant_state for layer in layers]
 
 
 def gradients(base: BaseModel) -> list[torch.Tensor]:
@@ -40,7 +47,7 @@ def test_with_copies_the_same_numbers_come_out_bit_for_bit(is_double: bool, dtyp
 
     keep_copies(model.model, model.compute_dtype)
 
-    assert any(isinstance(module, DenseLinear4bit) for module in model.model.modules())
+    assert all(hasattr(state, "dense") for state in states(model))
     found = gradients(model)
     assert len(found) == len(expected)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
@@ -52,7 +59,7 @@ def test_without_room_there_are_no_copies(monkeypatch: pytest.MonkeyPatch) -> No
 
     keep_copies(model.model, torch.float32)
 
-    assert all(type(module) is not DenseLinear4bit for module in model.model.modules())
+    assert not any(hasattr(state, "dense") for state in states(model))
 
 
 def test_what_a_trial_needs_is_measured_without_copies() -> None:
@@ -70,19 +77,35 @@ def test_what_a_trial_needs_is_measured_without_copies() -> None:
     assert peak(model) == before
 
 
-def test_inside_without_copies_bitsandbytes_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, calls = base(), []
+def test_inside_without_copies_the_4_bit_weights_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls, whole = base(), [], bitsandbytes.matmul_4bit
     keep_copies(model.model, torch.float32)
-    whole = Linear4bit.forward
 
-    def counted(layer: Any, x: torch.Tensor) -> torch.Tensor:
-        calls.append(layer)
-        result: torch.Tensor = whole(layer, x)
+    def counted(*args: Any, **keywords: Any) -> torch.Tensor:
+        calls.append(args)
+        result: torch.Tensor = whole(*args, **keywords)
         return result
 
-    monkeypatch.setattr(Linear4bit, "forward", counted)
+    monkeypatch.setattr(bitsandbytes, "matmul_4bit", counted)
     model.model(torch.arange(6)[None])
     assert not calls
     with without_copies():
         model.model(torch.arange(6)[None])
     assert len(calls) == 14
+
+
+@pytest.mark.parametrize("has_copies", [False, True])
+def test_a_trained_bias_stays_in_float32_whatever_the_layer_computes_in(has_copies: bool) -> None:
+    layer: Any = Linear4bit(64, 8, quant_type="nf4", compute_dtype=torch.bfloat16).to("cpu")  # type: ignore[no-untyped-call]
+    if has_copies:
+        keep_copies(layer, torch.bfloat16)
+    else:
+        take_over(layer)
+    layer.bias.data = layer.bias.data.float()
+
+    layer(torch.randn(2, 64)).sum().backward()
+    with without_copies():
+        layer(torch.randn(2, 64)).sum().backward()
+
+    assert layer.bias.dtype is torch.float32
+    assert layer.bias.grad.dtype is torch.float32

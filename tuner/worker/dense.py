@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import bitsandbytes
 import psutil
 import torch
 from bitsandbytes.functional import dequantize_4bit
@@ -43,19 +44,28 @@ class Dense:
         self.weight = weight
 
 
-class DenseLinear4bit(Linear4bit):
-    """Computes with the copy."""
+class OurLinear4bit(Linear4bit):
+    """Computes with the copy, if there is one; leaves a bias in the type that it is trained in, which bitsandbytes does not."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As bitsandbytes does, without dequantizing."""
-        if Dense.num_unused:
-            result: torch.Tensor = super().forward(x)
-            return result
+        """Multiply in the layer's compute type, and add the bias."""
         quantized: Any = self.weight
-        weight: torch.Tensor = quantized.quant_state.dense.weight
-        bias: Any = self.bias
-        bias = None if bias is None else bias.to(weight.dtype)
-        return torch.nn.functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+        state, bias = quantized.quant_state, self.bias
+        dtype: torch.dtype = self.compute_dtype or x.dtype
+        narrow, narrow_bias = x.to(dtype), None if bias is None else bias.to(dtype)
+        dense: Dense | None = getattr(state, "dense", None)
+        if dense is None or Dense.num_unused:
+            result: torch.Tensor = bitsandbytes.matmul_4bit(narrow, quantized, bias=narrow_bias, quant_state=state)
+            return result.to(x.dtype)
+        return torch.nn.functional.linear(narrow, dense.weight, narrow_bias).to(x.dtype)
+
+
+def take_over(model: nn.Module) -> list[Any]:
+    """Have all 4-bit layers compute our way; returns them."""
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    for layer in layers:
+        layer.__class__ = OurLinear4bit
+    return layers
 
 
 def keep_copies(model: nn.Module, dtype: torch.dtype) -> None:
@@ -65,16 +75,15 @@ def keep_copies(model: nn.Module, dtype: torch.dtype) -> None:
         model: On a CPU.
         dtype: What it computes in.
     """
-    layers: list[Any] = [module for module in model.modules() if type(module) is Linear4bit]
+    layers = take_over(model)
     num_bytes = sum(layer.weight.quant_state.shape.numel() for layer in layers) * dtype.itemsize
     free_bytes = _free_bytes()
     if num_bytes > SHARE_OF_FREE * free_bytes:
         log.info("no dequantized copies: they take %.2f GB of %.2f GB that are free", num_bytes / 1e9, free_bytes / 1e9)
         return
     for layer in layers:
-        state: Any = layer.weight.quant_state
+        state = layer.weight.quant_state
         state.dense = Dense(dequantize_4bit(layer.weight.data, state).to(dtype))
-        layer.__class__ = DenseLinear4bit
     log.info("%d dequantized copies, %.2f GB", len(layers), num_bytes / 1e9)
 
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from tuner.worker.architecture import AUTO_CLASSES, layers_of, outer_linears, skeleton
-from tuner.worker.dense import keep_copies
+from tuner.worker.dense import keep_copies, take_over
 from tuner.worker.gguf import SUFFIX, converted
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def load_base(
     _keep_backward_right(model)
     if device.type == "cpu":
         keep_copies(model, dtype)
+    else:
+        take_over(model)
     log.info("base model loaded in %.1f s: %s, %s", time.perf_counter() - start_s, config.name, config.quantization)
     return BaseModel(model=model, tokenizer=tokenizer, device=device, compute_dtype=dtype, config=config)
 
