@@ -12,7 +12,7 @@ import logging
 import resource
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import bitsandbytes
 import psutil
@@ -50,12 +50,13 @@ class OurLinear4bit(Linear4bit):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply in the layer's compute type, and add the bias."""
         quantized: Any = self.weight
-        state, bias = quantized.quant_state, self.bias
+        state, bias = quantized.quant_state, cast("torch.Tensor | None", self.bias)
         dtype: torch.dtype = self.compute_dtype or x.dtype
         narrow, narrow_bias = x.to(dtype), None if bias is None else bias.to(dtype)
         dense: Dense | None = getattr(state, "dense", None)
         if dense is None or Dense.num_unused:
-            result: torch.Tensor = bitsandbytes.matmul_4bit(narrow, quantized, bias=narrow_bias, quant_state=state)
+            multiply: Any = bitsandbytes.matmul_4bit  # type: ignore[attr-defined]  # its public name
+            result: torch.Tensor = multiply(narrow, quantized, bias=narrow_bias, quant_state=state)
             return result.to(x.dtype)
         return torch.nn.functional.linear(narrow, dense.weight, narrow_bias).to(x.dtype)
 
