@@ -84,8 +84,9 @@ class Team:
                 for number, seat in self._seats.items():
                     if seat.ready is None and (result := seat.begin()) is not None:
                         results[number] = result
-                if self._size is None and not results:
-                    return Round(results=(), room=self._measure() - len(self._seats))
+                if self._size is None and (run := self._first_packable()) is not None:
+                    self._size = self._together = best_size(run, self._shared_lockstep(), self._copies_of(run))
+                    break
                 results |= self._step()
         return Round(results=tuple(results.items()), room=max(0, (self._size or 1) - len(self._seats)))
 
@@ -131,13 +132,10 @@ class Team:
                 )
         return self._is_agreed
 
-    def _measure(self) -> int:
-        """The size, found out on the first trial that can be among others."""
-        run = next((seat.ready for seat in self._seats.values() if _is_packable(seat.spec) and seat.ready), None)
-        if run is None:
-            return 1
-        self._size = self._together = best_size(run, self._shared_lockstep(), self._copies_of(run))
-        return self._size
+    def _first_packable(self) -> TrialRun | None:
+        """A trial before its next step that can be among others."""
+        runs = (seat.ready for seat in self._seats.values() if _is_packable(seat.spec))
+        return next((run for run in runs if run is not None), None)
 
     def _copies_of(self, run: TrialRun) -> Iterator[TrialRun]:
         """Trials like it, of which nothing is kept."""
