@@ -14,12 +14,13 @@ from tests.sweeps import write_sweep
 from tests.telling import CANARIES, Telling
 from tuner import sweep
 from tuner.errors import TooManyFailuresError
-from tuner.trial import Inspection, Metrics, Outcome
+from tuner.trial import Inspection
 from tuner.worker.host import Worker
 from tuner.worker.synthetic import SyntheticWorker
 
 if TYPE_CHECKING:
-    from tuner.trial import TrialSpec
+    from tuner.trial import Result, TrialSpec
+    from tuner.worker.stepping import Steps
 
 
 class FailingWorker(Worker):
@@ -28,7 +29,7 @@ class FailingWorker(Worker):
     def inspect(self) -> Inspection:
         return SyntheticWorker(self._config, None).inspect()
 
-    def _advance(self, spec: TrialSpec) -> Metrics | Outcome:
+    def _advancing(self, spec: TrialSpec) -> Steps[Result]:
         Telling()
         raise AssertionError
 

@@ -19,10 +19,12 @@ from tests.sweeps import small_config
 from tuner.lora import Bias, LoraSpec
 from tuner.trial import FailReason, Interruption, MemoryKind, Metrics, Outcome, TrialSpec, TrialState
 from tuner.worker import training
+from tuner.worker.dense import without_copies
 from tuner.worker.evaluation import forward
 from tuner.worker.host import BaseSpec, Worker, load
 from tuner.worker.memory import CpuPeak
 from tuner.worker.model import BaseModel
+from tuner.worker.stepping import Stepped
 from tuner.worker.training import TrainingData, TrialRun
 
 ALL = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
@@ -255,7 +257,7 @@ def test_measured_memory_agrees_with_a_second_method(running: TrialRun) -> None:
     with meter.watch():
         running.step()
     running.steps = step
-    with counted:
+    with without_copies(), counted:
         running.step()
 
     expected = resident_bytes(running.adapted.model, running._optimizer) + counted.peak
@@ -275,14 +277,14 @@ def test_more_target_modules_need_more_memory(worker: Worker, alone: list[Metric
 def failing_step(monkeypatch: pytest.MonkeyPatch, error: BaseException | float) -> Iterator[None]:
     """Make each optimizer step raise, or give that loss."""
 
-    def step(self: TrialRun) -> float:
+    def step(self: TrialRun) -> Stepped:
         if isinstance(error, BaseException):
             raise error
         self.steps += 1
-        return error
+        return Stepped(loss=error, seconds=0.0)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training.TrialRun, "_step", step)
+        patched.setattr(training.TrialRun, "step", step)
         yield
 
 
