@@ -131,7 +131,7 @@ def test_on_ray_they_end_as_one_after_another_too(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_trials_that_were_interrupted_side_by_side_go_on_from_their_step(tmp_path: Path) -> None:
-    changes = {**ALL, **TOGETHER, "training.max_steps": 64, "pruning.min_steps": 32}
+    changes = {**ALL, **TOGETHER, "search.num_trials": 3, "training.max_steps": 64, "pruning.min_steps": 32}
     file = write_sweep(tmp_path, changes)
     with driving("run", str(file), "--out", str(tmp_path / "out")) as driver:
         driver.wait_for("RUNNING")
