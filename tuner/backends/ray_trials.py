@@ -45,6 +45,8 @@ class Trials:
             team[spec.number] = spec
             self.loners.add(trial_id)
         self.fill(trial_id, room)
+        if not team:
+            del self.teams[trial_id]  # Tune asks again under another id
         return team
 
     def fill(self, trial_id: str, room: int) -> list[TrialSpec]:

@@ -281,8 +281,9 @@ class _StudySearcher(Searcher):
         if not self._placement.may_ask():
             return None
         specs = tuple(self._trials.new_team(trial_id, self._room).values())
-        if not specs:
-            return str(Searcher.FINISHED) if self._study.is_over else None
+        if not specs:  # FINISHED is for good, and a trial whose worker is lost may still have to be given to another
+            is_over = self._study.is_over and not (self._trials.teams and not self._study.is_interrupted)
+            return str(Searcher.FINISHED) if is_over else None
         return {**self._shared, SPECS: specs, REQUEST: self._placement.asked(trial_id, specs[0])}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
