@@ -40,7 +40,7 @@ class ResourcesConfig(Section):
     max_trials_per_gpu: Annotated[int, Field(ge=1)] = 4
     """With `gpus_per_trial: auto`: most trials on a card, however small they are; they take turns in computing."""
     trials_per_worker: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(_trials)] = 1
-    """Trials that share a worker's base model and make their steps together; what a trial gets of CPU and GPU is then its.
+    """Trials that share a worker's base model and make their steps together; they share what one trial gets of CPU and GPU.
     `auto`: each worker measures how many are fastest; see [trials together](together.md)."""
     max_concurrent_trials: Annotated[int, Field(ge=1)] | None = None
     """Most trials at a time; as many as the cluster holds by default."""

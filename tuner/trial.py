@@ -295,6 +295,7 @@ class Interruption:
 
 
 Result = Metrics | Outcome | Interruption
+"""What a worker brings back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -305,9 +306,6 @@ class Round:
     """(trial number, what came of it), of those that have something to tell."""
     room: int
     """Trials that it could take on beside those that it has, these among them."""
-
-
-"""What a worker brings back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,7 +39,12 @@ def _rename(partial: Path, folder: Path) -> None:
             raise
 
 
-def remove_partial(parent: Path) -> None:
-    """Remove what kills have left in a folder."""
-    for path in parent.glob(f"*{SUFFIX}"):
+def remove_partial(parent: Path, name: str = "*") -> None:
+    """Remove what kills have left in a folder.
+
+    Args:
+        parent: The folder.
+        name: What was to be filled; anything by default.
+    """
+    for path in parent.glob(f"{name}.*{SUFFIX}"):
         shutil.rmtree(path, ignore_errors=True)

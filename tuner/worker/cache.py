@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tuner.whole import whole
+from tuner.whole import remove_partial, whole
 
 VARIABLE = "TUNER_CACHE"
 """Environment variable that names the cache's folder; `~/.cache/tuner` by default."""
@@ -30,6 +30,7 @@ def cached(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
     folder = home / key
     with FileLock(home / f"{key}.lock"):
         if not folder.is_dir():
+            remove_partial(home, key)
             with whole(folder) as partial:
                 fill(partial)
     return folder

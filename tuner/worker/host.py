@@ -127,11 +127,6 @@ class Worker:
         return result
 
     @property
-    def run(self) -> TrialRun | None:
-        """The current trial, once it has begun."""
-        return self._run
-
-    @property
     def place(self) -> Path | None:
         """Where the current trial's checkpoints are."""
         return self._keeper.checkpoints(self._spec.number) if self._spec else None

@@ -155,8 +155,8 @@ class Team:
 
     def _shared_lockstep(self) -> Lockstep:
         if self._lockstep is None:
-            base = self._loaded(self._config, BaseSpec(config=self._config.model)).base
-            self._lockstep = Lockstep(base, is_checkpointed=self._config.training.gradient_checkpointing)
+            assert self._base is not None  # noqa: S101 -- trials that are ready for a step have loaded it
+            self._lockstep = Lockstep(self._base.base, is_checkpointed=self._config.training.gradient_checkpointing)
         return self._lockstep
 
     def _watching(self) -> contextlib.AbstractContextManager[None]:
