@@ -22,7 +22,7 @@ from tuner.worker import training
 from tuner.worker.dense import without_copies
 from tuner.worker.evaluation import forward
 from tuner.worker.host import BaseSpec, Worker, load
-from tuner.worker.memory import CpuPeak
+from tuner.worker.memory import StepPeak
 from tuner.worker.model import BaseModel
 from tuner.worker.stepping import Stepped
 from tuner.worker.training import TrainingData, TrialRun
@@ -248,7 +248,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def test_measured_memory_agrees_with_a_second_method(running: TrialRun) -> None:
     running.advance(2)
-    meter = CpuPeak(running.adapted.model, running._optimizer)
+    meter = StepPeak(running.adapted.model, running._optimizer, torch.device("cpu"))
     from tuner.worker.memory import _resident, resident_bytes
 
     resident = list(_resident(running.adapted.model, running._optimizer))

@@ -209,26 +209,26 @@ def test_a_line_that_can_not_be_written_leaves_nothing_of_itself(
     assert file.read_bytes() == swept.data
 
 
-def test_a_line_is_on_the_disk_before_it_is_acted_on(
-    swept: Swept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[int]]:
+    """An empty journal, and how large it was each time that it was synced."""
     file = tmp_path / "study.journal"
     file.touch()
-    sizes = []
+    sizes: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda handle: sizes.append(os.fstat(handle).st_size))
+    return file, sizes
+
+
+def test_a_line_is_on_the_disk_before_it_is_acted_on(swept: Swept, synced: tuple[Path, list[int]]) -> None:
+    file, sizes = synced
 
     JournalFile(file).append_logs([json.loads(swept.lines[0])])
 
     assert sizes == [len(swept.lines[0])]
 
 
-def test_what_only_leads_up_to_a_trial_is_on_the_disk_with_its_spec(
-    swept: Swept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "study.journal"
-    file.touch()
-    sizes = []
-    monkeypatch.setattr(os, "fsync", lambda handle: sizes.append(os.fstat(handle).st_size))
+def test_what_only_leads_up_to_a_trial_is_on_the_disk_with_its_spec(synced: tuple[Path, list[int]]) -> None:
+    file, sizes = synced
     waits = {"op_code": 4, "worker_id": "w", "study_id": 0, "datetime_start": None, "state": 4}
     taken = {"op_code": 6, "worker_id": "w", "trial_id": 0, "state": 0, "values": None}
     spec = {"op_code": 8, "worker_id": "w", "trial_id": 0, "user_attr": {"spec": {}}}

@@ -22,7 +22,7 @@ from tuner.worker.adapters import attach
 from tuner.worker.architecture import AUTO_CLASSES, layers_of
 from tuner.worker.batches import IGNORED, Batch
 from tuner.worker.evaluation import summed_loss
-from tuner.worker.memory import CpuPeak
+from tuner.worker.memory import StepPeak
 from tuner.worker.model import BaseModel
 from tuner.workload import Padding, Workload
 
@@ -185,7 +185,7 @@ def measured(setup: Setup) -> int:
         base.model.activation_checkpointing_enable({"use_reentrant": False})
     adapted.model.train()
     optimizer = torch.optim.AdamW(adapted.trainable().values(), lr=1e-4)
-    meter = CpuPeak(adapted.model, optimizer)
+    meter = StepPeak(adapted.model, optimizer, base.device)
     step(base, adapted.model, optimizer, setup)
     with meter.watch():
         step(base, adapted.model, optimizer, setup)

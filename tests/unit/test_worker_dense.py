@@ -13,7 +13,7 @@ from tests.unit.test_vram_cpu import Setup, base_of, llama
 from tuner.worker import dense
 from tuner.worker.adapters import attach
 from tuner.worker.dense import keep_copies, take_over, without_copies
-from tuner.worker.memory import CpuPeak
+from tuner.worker.memory import StepPeak
 from tuner.worker.model import BaseModel
 from tuner.worker.twin import twin_of
 
@@ -65,7 +65,7 @@ def test_without_room_there_are_no_copies(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_a_trial_needs_is_measured_without_copies() -> None:
     def peak(model: BaseModel) -> int:
         adapted = attach(twin_of(model), llama(4), seed=0)
-        meter = CpuPeak(adapted.model, torch.optim.SGD(adapted.trainable().values()))
+        meter = StepPeak(adapted.model, torch.optim.SGD(adapted.trainable().values()), model.device)
         with meter.watch():
             adapted.model(torch.arange(12).view(2, 6)).logits.sum().backward()
         return meter.peak_bytes()

@@ -18,7 +18,7 @@ from tuner.worker.architecture import layers_of
 from tuner.worker.batches import evaluation_batches
 from tuner.worker.calibration import best_size
 from tuner.worker.lockstep import Lockstep
-from tuner.worker.memory import CpuPeak, resident_bytes
+from tuner.worker.memory import StepPeak, resident_bytes
 from tuner.worker.model import BaseModel
 from tuner.worker.stepping import Stepped
 from tuner.worker.streams import Streams
@@ -164,7 +164,7 @@ def test_the_peak_of_trials_together_is_one_base_and_a_share_for_each(is_quantiz
     lockstep.step(runs)
     own = sum(resident_bytes(run.adapted.model, run._optimizer) - shared for run in runs)
 
-    meter = CpuPeak(base.model, torch.optim.SGD([torch.zeros(1)]))
+    meter = StepPeak(base.model, torch.optim.SGD([torch.zeros(1)]), CPU)
     with meter.watch():
         lockstep.step(runs)
 

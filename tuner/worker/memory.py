@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -70,11 +70,10 @@ class CudaPeak:
         self._earlier = (peak_bytes, reserved_bytes or 0)
 
 
-class SharedCudaPeak:
-    """CUDA's counters around the watched steps alone, for a trial with others beside it in its process.
+class StepPeak:
+    """What is resident of a trial plus the growth during its watched steps: on a CPU, and on a card with others beside it.
 
-    What it would have alone: the growth during the step, put on what is resident of its own. What the allocator would have
-    reserved for it alone is not known.
+    Beside others that is what it would have alone; what the allocator would have reserved for it is not known.
 
     Args:
         model: With its adapter; weights that others use too count as its own.
@@ -82,9 +81,8 @@ class SharedCudaPeak:
         device: Where it stands.
     """
 
-    kind = MemoryKind.CUDA_ALLOCATED
-
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self.kind = MemoryKind.CUDA_ALLOCATED if device.type == "cuda" else MemoryKind.CPU_ALLOCATED
         self._model = model
         self._optimizer = optimizer
         self._device = device
@@ -93,61 +91,38 @@ class SharedCudaPeak:
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
         """Measure what happens inside."""
-        resident, before = resident_bytes(self._model, self._optimizer), torch.cuda.memory_allocated(self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
-        yield
-        growth = torch.cuda.max_memory_allocated(self._device) - before
-        self._peak_bytes = max(self._peak_bytes, resident + growth)
-
-    def peak_bytes(self) -> int:
-        """Largest so far."""
-        return self._peak_bytes
-
-    def reserved_bytes(self) -> int | None:
-        """Not known."""
-        return None
-
-    def at_least(self, peak_bytes: int, reserved_bytes: int | None) -> None:
-        """Count in what an earlier process measured of the same trial."""
-        del reserved_bytes
-        self._peak_bytes = max(self._peak_bytes, peak_bytes)
-
-
-class CpuPeak:
-    """Resident tensors plus allocator events of the watched steps.
-
-    Args:
-        model: With its adapter.
-        optimizer: Its state is resident from the second step on.
-    """
-
-    kind = MemoryKind.CPU_ALLOCATED
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._model = model
-        self._optimizer = optimizer
-        self._peak_bytes = 0
-
-    @contextlib.contextmanager
-    def watch(self) -> Iterator[None]:
-        """Measure what happens inside."""
         resident = resident_bytes(self._model, self._optimizer)
-        with without_copies(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        with _cuda_growth(self._device) if self._device.type == "cuda" else _cpu_growth() as growth:
             yield
-        self._peak_bytes = max(self._peak_bytes, resident + _peak_of(recorded))
+        self._peak_bytes = max(self._peak_bytes, resident + growth())
 
     def peak_bytes(self) -> int:
         """Largest so far."""
         return self._peak_bytes
 
     def reserved_bytes(self) -> int | None:
-        """A CPU allocator reserves nothing that torch knows of."""
+        """A CPU allocator reserves nothing that torch knows of; on a card it can't be told apart from what others reserve."""
         return None
 
     def at_least(self, peak_bytes: int, reserved_bytes: int | None) -> None:
         """Count in what an earlier process measured of the same trial."""
         del reserved_bytes
         self._peak_bytes = max(self._peak_bytes, peak_bytes)
+
+
+@contextlib.contextmanager
+def _cpu_growth() -> Iterator[Callable[[], int]]:
+    """Tells afterwards how many bytes more than before lived inside at once."""
+    with without_copies(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        yield lambda: _peak_of(recorded)
+
+
+@contextlib.contextmanager
+def _cuda_growth(device: torch.device) -> Iterator[Callable[[], int]]:
+    """The same on a card."""
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    yield lambda: torch.cuda.max_memory_allocated(device) - before
 
 
 def empty_cache(device: torch.device) -> None:

@@ -34,7 +34,7 @@ from tuner.trial import (
 from tuner.worker.adapters import Adapted, attach, attach_nothing, attach_saved
 from tuner.worker.batches import Batch, BatchOrder, collate, collate_packed
 from tuner.worker.evaluation import Choices, Evaluation, evaluate, forward, num_learned, summed_loss
-from tuner.worker.memory import CpuPeak, CudaPeak, PeakMeter, SharedCudaPeak, empty_cache
+from tuner.worker.memory import CudaPeak, PeakMeter, StepPeak, empty_cache
 from tuner.worker.optimizer import build_optimizer
 from tuner.worker.pulse import UNWATCHED, Pulse
 from tuner.worker.recomputing import stop_checkpointing, use_checkpointing
@@ -273,11 +273,9 @@ class TrialRun:
         return attach(self._base, self.spec.lora, self.spec.seed, seen)
 
     def _build_meter(self) -> PeakMeter:
-        if self._base.device.type == "cuda" and self._is_beside_others:
-            return SharedCudaPeak(self.adapted.model, self._optimizer, self._base.device)
-        if self._base.device.type == "cuda":
+        if self._base.device.type == "cuda" and not self._is_beside_others:
             return CudaPeak(self._base.device)
-        return CpuPeak(self.adapted.model, self._optimizer)
+        return StepPeak(self.adapted.model, self._optimizer, self._base.device)
 
     def _largest_step(self, until: int) -> int:
         """The step before `until` with the largest batch; not the very first, which has no optimizer state yet."""
