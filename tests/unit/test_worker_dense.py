@@ -9,7 +9,7 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 
-from tests.unit.test_vram_cpu import Setup, base_of, llama
+from tests.real_steps import Setup, base_of, llama
 from tuner.worker import dense
 from tuner.worker.adapters import attach
 from tuner.worker.dense import keep_copies, take_over, without_copies

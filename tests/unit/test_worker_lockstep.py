@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.architectures import FAMILIES, build_base, task_of
+from tests.bases import CPU, tiny_base, tokens_of
 from tests.builders import make_config, make_lora, make_spec
-from tests.unit.test_vram_cpu import Setup, base_of, llama, measured
-from tests.unit.test_worker_numerics import CPU, tiny_base, tokens_of
+from tests.real_steps import Setup, base_of, llama, measured
 from tuner.worker.architecture import layers_of
 from tuner.worker.batches import evaluation_batches
 from tuner.worker.calibration import best_size

@@ -13,9 +13,8 @@ import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
 from tests.architectures import FAMILIES, build_base
+from tests.bases import CPU, tiny_base, tokens_of
 from tests.builders import make_config, make_lora, make_spec
-from tests.models import tiny_llama_config
-from tuner.config import ModelConfig
 from tuner.lora import LoraSpec
 from tuner.trial import Metric, Metrics
 from tuner.worker.adapters import Adapted, attach
@@ -35,36 +34,11 @@ from tuner.worker.evaluation import (
     summed_loss,
 )
 from tuner.worker.inspection import packing_problem
-from tuner.worker.model import BaseModel
 from tuner.worker.optimizer import parameter_groups
 from tuner.worker.token_files import Ragged, Tokenized
 from tuner.worker.training import ScoringData, TrainingData, TrialRun
 
-CPU = torch.device("cpu")
 Q_PROJ = "model.layers.0.self_attn.q_proj"
-
-
-def tiny_base() -> BaseModel:
-    from transformers import LlamaForCausalLM
-
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(tiny_llama_config(use_cache=False))
-    model.requires_grad_(requires_grad=False)
-    return BaseModel(
-        model=model,
-        tokenizer=type("Tokenizer", (), {"pad_token_id": 0})(),
-        device=CPU,
-        compute_dtype=torch.float32,
-        config=ModelConfig(name="tiny", quantization="none"),
-    )
-
-
-def tokens_of(lengths: list[tuple[int, int]], seed: int = 0) -> Tokenized:
-    """Random examples of (prompt, completion) tokens."""
-    draw = np.random.default_rng(seed)
-    rows = [list(map(int, draw.integers(7, 50, prompt + completion))) for prompt, completion in lengths]
-    masks = [[False] * prompt + [True] * completion for prompt, completion in lengths]
-    return Tokenized(input_ids=Ragged.of(rows, np.int32), is_target=Ragged.of(masks, np.bool_))
 
 
 def with_random_b(adapted: Adapted) -> Adapted:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.bases import tiny_base
 from tests.builders import make_lora
-from tests.unit.test_worker_numerics import tiny_base
 from tuner.lora import Bias, Init
 from tuner.worker.adapters import attach
 from tuner.worker.twin import twin_of
