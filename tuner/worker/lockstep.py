@@ -23,9 +23,9 @@ from transformers.masking_utils import sdpa_mask
 
 from tuner.worker.architecture import head_names, layers_of
 from tuner.worker.batches import IGNORED, Batch
-from tuner.worker.evaluation import forward, num_learned, summed_loss
+from tuner.worker.evaluation import forward, summed_loss
 from tuner.worker.recomputing import use_checkpointing
-from tuner.worker.stepping import Seeded, Stepped
+from tuner.worker.stepping import Seeded, Stepped, num_taught
 from tuner.worker.streams import Streams
 from tuner.worker.twin import twin_of
 
@@ -111,7 +111,7 @@ class Lockstep:
         """Add each trial's gradients; returns each one's mean loss."""
         for name, module in self._members.items():
             module.members = [run.adapted.adapter_at(name) for run in runs]
-        counts = [sum(num_learned(seeded.batch) for seeded in plan) for plan in plans]
+        counts = [num_taught(plan) for plan in plans]
         losses = [0.0] * len(runs)
         for micro in zip(*plans, strict=True):
             for index, loss in enumerate(self._micro_backward(micro, counts)):

@@ -5,9 +5,11 @@ Runs on the worker.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
+
+from tuner.worker.evaluation import num_learned
 
 if TYPE_CHECKING:
     from tuner.worker.batches import Batch
@@ -21,6 +23,11 @@ class Seeded:
     batch: Batch
     seed: int
     """Where the draws of its dropout masks start."""
+
+
+def num_taught(plan: Sequence[Seeded]) -> int:
+    """Classes or tokens that a step teaches, over which its loss is a mean."""
+    return sum(num_learned(seeded.batch) for seeded in plan)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,13 +33,13 @@ from tuner.trial import (
 )
 from tuner.worker.adapters import Adapted, attach, attach_nothing, attach_saved
 from tuner.worker.batches import Batch, BatchOrder, collate, collate_packed
-from tuner.worker.evaluation import Choices, Evaluation, evaluate, forward, num_learned, summed_loss
+from tuner.worker.evaluation import Choices, Evaluation, evaluate, forward, summed_loss
 from tuner.worker.memory import CudaPeak, PeakMeter, StepPeak, empty_cache
 from tuner.worker.optimizer import build_optimizer
 from tuner.worker.pulse import UNWATCHED, Pulse
 from tuner.worker.recomputing import stop_checkpointing, use_checkpointing
 from tuner.worker.starts import NUM_EVA_BATCHES
-from tuner.worker.stepping import Seeded, Stepped, Steps, alone
+from tuner.worker.stepping import Seeded, Stepped, Steps, alone, num_taught
 from tuner.worker.token_files import Tokenized
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ class TrialRun:
 
     def backward(self, plan: Sequence[Seeded]) -> float:
         """Add the gradients of a step's mean loss, and return it."""
-        count = sum(num_learned(seeded.batch) for seeded in plan)
+        count = num_taught(plan)
         return sum(self._backward(seeded, count) for seeded in plan)
 
     def finish_step(self, plan: Sequence[Seeded]) -> None:
