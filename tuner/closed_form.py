@@ -201,6 +201,8 @@ def _trained(blocks: Sequence[Block], work: Workload) -> Counter[Part]:
 
 
 def _state_bytes(number: int, optimizer: str) -> int:
+    if optimizer == "adamw_fused":
+        return 2 * rounded_up(4 * number) + rounded_up(4)
     if optimizer == "adamw" or number < EIGHT_BIT_NUMBERS:
         return 2 * rounded_up(4 * number)
     scales = 2 * rounded_up(4 * -(-number // EIGHT_BIT_BLOCK))

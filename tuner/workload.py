@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from tuner.trial import Inspection, TrialSpec
 
 
+OPTIMIZERS = {"adamw": "adamw_fused"}
+"""What a worker takes on a card: torch's fused AdamW needs no memory in passing."""
+
+
 class Padding(enum.StrEnum):
     """How the examples of a batch are brought to one length; it decides on the attention kernel."""
 
@@ -85,7 +89,7 @@ class Workload:
     kv_cache: bool
     """Whether keys and values are kept as if to generate from them."""
     optimizer: str
-    """`adamw`, `adamw_8bit` or `paged_adamw_8bit`."""
+    """`adamw`, `adamw_fused`, `adamw_8bit` or `paged_adamw_8bit`."""
     eval_batch_size: int
     """Rows in a forward pass of an evaluation; 0 for none."""
     eval_tokens: int
@@ -180,7 +184,7 @@ def workload_of(config: SweepConfig, gpu: Gpu, inspection: Inspection | None = N
         attention=config.model.attention,
         logits=Logits(asked.logits),
         kv_cache=asked.kv_cache,
-        optimizer=training.optimizer,
+        optimizer=OPTIMIZERS.get(training.optimizer, training.optimizer),
         eval_batch_size=training.eval_batch_size,
         eval_tokens=eval_tokens,
         eval_learned_tokens=training.eval_batch_size * most_scored if is_generating else training.eval_batch_size,

@@ -35,6 +35,7 @@ EXAMPLES = ("quickstart", "tool-calling-smollm2")
 PROGRAMS = ("tuner", "by-hand")
 NUM_WORKERS = 2
 RUNS = TypeAdapter(list[Run])
+Kind = tuple[str, bool, int, str, int, str]
 
 
 def main() -> None:
@@ -60,6 +61,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--trials", type=int, help="as the sweep file says by default")
     parser.add_argument("--max-steps", type=int, help="of a trial; as the sweep file says by default")
+    parser.add_argument("--workers", type=int, default=NUM_WORKERS, help="processes that train, of both programs")
+    parser.add_argument("--on-gpu", action="store_true", help="the workers share one card")
+    parser.add_argument("--trials-per-worker", default="1", help="of tuner: as resources.trials_per_worker")
+    parser.add_argument("--without-cudnn-attention", action="store_true", help="by hand, on a card")
+    parser.add_argument("--model", help="a folder, in place of the example's model")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of both programs; what `auto` is by default")
     parser.add_argument("--time-limit-s", type=float, default=3600.0, help="of a front by hand")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -81,6 +87,10 @@ def _measured(program: str, example: str, runs: list[Run], asked: argparse.Names
             max_steps=config.training.max_steps,
             dtype=_dtype(config),
             wall_s=0.0,
+            device=_device(config),
+            workers=asked.workers,
+            has_cudnn_attention=program == "by-hand" and not asked.without_cudnn_attention,
+            trials_per_worker=config.resources.trials_per_worker if program == "tuner" else 1,
             peak_memory_bytes=0,
             cpu_s=0.0,
             load_before=os.getloadavg()[0],
@@ -117,8 +127,12 @@ def _overrides(example: str, asked: argparse.Namespace, place: Path) -> list[str
         "data.test=0",
         "confirm={}",
         "baselines={}",
-        f"model.name={_model(config)}",
+        f"model.name={asked.model or _model(config)}",
+        f"resources.trials_per_worker={asked.trials_per_worker}",
+        f"resources.max_concurrent_trials={_at_a_time(asked)}",
     ]
+    if asked.on_gpu:
+        overrides.append(f"resources.gpus_per_trial={1 / asked.workers}")
     if asked.dtype:
         overrides.append(f"model.compute_dtype={asked.dtype}")
     if asked.trials:
@@ -163,7 +177,20 @@ def _dtype(config: SweepConfig) -> str:
 
     from tuner.worker.model import compute_dtype  # noqa: PLC0415
 
-    return str(compute_dtype(config.model, torch.device("cpu"))).removeprefix("torch.")
+    device = torch.device("cuda" if config.resources.uses_gpu else "cpu")
+    return str(compute_dtype(config.model, device)).removeprefix("torch.")
+
+
+def _device(config: SweepConfig) -> str:
+    import torch  # noqa: PLC0415 -- seconds
+
+    return torch.cuda.get_device_name() if config.resources.uses_gpu else "cpu"
+
+
+def _at_a_time(asked: argparse.Namespace) -> int:
+    """Trials of `tuner` that are under way at once: `auto` finds at most 8 for a worker."""
+    each = 8 if asked.trials_per_worker == "auto" else int(asked.trials_per_worker)
+    return int(asked.workers) * each
 
 
 def _job(
@@ -187,7 +214,9 @@ def _job(
         "max_grad_norm": training.max_grad_norm,
         "rungs": config.rungs,
         "seed": training.seed,
-        "workers": NUM_WORKERS,
+        "workers": asked.workers,
+        "gpus_per_trial": 1 / asked.workers if asked.on_gpu else 0,
+        "has_cudnn_attention": not asked.without_cudnn_attention,
         "is_pruned": is_pruned,
         "num_trials": 1000 if is_pruned else config.search.num_trials,
         "time_limit_s": asked.time_limit_s if is_pruned else None,
@@ -204,24 +233,30 @@ def _points(run: Run, runs: list[Run]) -> list[dict[str, Any]]:
     return [trial.params for trial in like[-1].trials]
 
 
-def _kind(run: Run) -> tuple[str, bool, int, str, int]:
+def _kind(run: Run) -> Kind:
     """Runs that may be compared are of one kind; by hand a search has no number of trials but a limit of time."""
-    return run.example, run.is_pruned, run.max_steps, run.dtype, run.num_trials
+    return run.example, run.is_pruned, run.max_steps, run.dtype, run.num_trials, run.device
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:
     """Median, least and most of each figure, by example, size and program."""
     found: dict[str, Any] = {}
     for kind in sorted({_kind(run) for run in runs}):
-        example, is_pruned, max_steps, dtype, num_trials = kind
+        example, is_pruned, max_steps, dtype, num_trials, device = kind
         what = "search" if is_pruned else "nothing pruned"
-        name = f"{example}, {what}, {num_trials} trials of {max_steps} steps, {dtype}"
+        name = f"{example}, {what}, {num_trials} trials of {max_steps} steps, {dtype}, {device}"
+        like = [run for run in runs if _kind(run) == kind]
         found[name] = {
-            program: _summed([run for run in runs if _kind(run) == kind and run.program == program], runs)
-            for program in PROGRAMS
-            if any(_kind(run) == kind and run.program == program for run in runs)
+            way: _summed([run for run in like if _way(run) == way], runs) for way in dict.fromkeys(map(_way, like))
         }
     return found
+
+
+def _way(run: Run) -> str:
+    """A program, in how many processes, with how many trials in each."""
+    beside = f", {run.trials_per_worker} trials each" if run.trials_per_worker != 1 else ""
+    is_without = run.program == "by-hand" and not run.has_cudnn_attention
+    return f"{run.program}, {run.workers} processes{beside}{', without cuDNN attention' if is_without else ''}"
 
 
 def _summed(like: list[Run], runs: list[Run]) -> dict[str, Any]:
@@ -235,8 +270,13 @@ def _summed(like: list[Run], runs: list[Run]) -> dict[str, Any]:
     }
     if not like[0].is_pruned:
         rates = [figures.trials_per_hour([trial.finished_s for trial in run.trials]) for run in like]
+        begun = [figures.trials_per_hour([one.finished_s - run.training_begun_s for one in run.trials]) for run in like]
         cpu_s = [run.cpu_s / len(run.trials) for run in like]
-        return summed | {"trials_per_hour": figures.spread(rates), "cpu_s_per_trial": figures.spread(cpu_s)}
+        return summed | {
+            "trials_per_hour": figures.spread(rates),
+            "trials_per_hour_once_training": figures.spread(begun),
+            "cpu_s_per_trial": figures.spread(cpu_s),
+        }
     full = _full(like[0], runs)
     if not full:
         return summed

@@ -50,6 +50,14 @@ class Run:
     """Of activations and of what multiplies them, the same in both programs."""
     wall_s: float
     """Of the whole command."""
+    device: str = "cpu"
+    """What trains: the CPU, or the card's name."""
+    workers: int = 2
+    """Processes that train."""
+    trials_per_worker: int | str = 1
+    """Trials that a process trains together; by hand always one."""
+    has_cudnn_attention: bool = True
+    """By hand on a card: whether torch may take cuDNN's attention, as it does by itself; `tuner` never does."""
     peak_memory_bytes: int
     """Sum of the proportional set sizes (PSS) of all its processes, sampled."""
     cpu_s: float
@@ -58,6 +66,8 @@ class Run:
     """Load average of a minute before."""
     steps: int = 0
     """Optimizer steps of all trials."""
+    training_begun_s: float = 0.0
+    """When the first worker began to train, since the command began."""
     trials: list[Trial] = field(default_factory=list)
     """Finished ones, by time."""
     phases: dict[str, float] = field(default_factory=dict)
@@ -72,7 +82,7 @@ def measure(run: Run, command: list[str], folder: Path, environment: Mapping[str
     """Carry out a command, and put wall time, memory and phases into the run; returns when it began."""
     stretches = folder / "phases"
     stretches.mkdir(parents=True)
-    python_path = f"{HERE}{os.pathsep}{ROOT}"
+    python_path = os.pathsep.join(filter(None, (str(HERE), str(ROOT), os.environ.get("PYTHONPATH"))))
     whole = {**os.environ, **environment, "BENCH_PHASES": str(stretches), "PYTHONPATH": python_path}
     begun_s = time.time()
     with (folder / "output.txt").open("w", encoding="utf-8") as output:
@@ -135,6 +145,8 @@ def read_phases(run: Run, folder: Path, begun_s: float) -> None:
         first_s = min(one["begun_s"] for one in stretches)
         last_s = max(one["ended_s"] for one in stretches)
         known = {"start": first_s - begun_s}
+        training_s = min(one["begun_s"] for one in stretches if one["phase"] == "training") - begun_s
+        run.training_begun_s = min(run.training_begun_s or training_s, training_s)
         for one in stretches:
             known[one["phase"]] = known.get(one["phase"], 0.0) + one["ended_s"] - one["begun_s"]
             run.cpu_phases[one["phase"]] = run.cpu_phases.get(one["phase"], 0.0) + one["cpu_s"]

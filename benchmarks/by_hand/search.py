@@ -110,7 +110,7 @@ def main() -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"PYTHONPATH": str(HERE), "TOKENIZERS_PARALLELISM": "false"}},
+        runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"], "TOKENIZERS_PARALLELISM": "false"}},
     )
     with phases.timed("tokenizing"):
         tokenizer = AutoTokenizer.from_pretrained(job["model"])
@@ -126,7 +126,9 @@ def main() -> None:
     )
     everyone = FIFOScheduler()  # type: ignore[no-untyped-call]
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(trainable, data=data, job=job), {"cpu": 1}),
+        tune.with_resources(
+            tune.with_parameters(trainable, data=data, job=job), {"cpu": 1, "gpu": job["gpus_per_trial"]}
+        ),
         tune_config=tune.TuneConfig(
             search_alg=OptunaSearch(
                 SPACES[job["example"]],

@@ -10,7 +10,7 @@ import phases
 
 _BEGUN = phases.now()
 
-from tuner.worker import host, training  # noqa: E402
+from tuner.worker import host, lockstep, training  # noqa: E402
 
 phases.note("imports", _BEGUN)
 
@@ -32,6 +32,7 @@ for place, function, spent_on in (
     (host, "prepare_data", "tokenizing"),
     (training.TrialRun, "__init__", "adapter"),
     (training.TrialRun, "step", "training"),
+    (lockstep.Lockstep, "step", "training"),
     (training.TrialRun, "_evaluated", "evaluation"),
     (host, "restore_checkpoint", "checkpoint"),
     (host.Worker, "_saved", "checkpoint"),

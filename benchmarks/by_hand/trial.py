@@ -49,6 +49,7 @@ def train(params: dict[str, Any], data: DatasetDict, job: dict[str, Any]) -> Non
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(1)
+    torch.backends.cuda.enable_cudnn_sdp(job["has_cudnn_attention"])
     set_seed(job["seed"])
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     model = adapted(base(job, data), params, job)
@@ -72,7 +73,7 @@ def train(params: dict[str, Any], data: DatasetDict, job: dict[str, Any]) -> Non
                 train_sampling_strategy="group_by_length",
                 dataloader_pin_memory=False,
                 seed=job["seed"],
-                use_cpu=True,
+                use_cpu=not job["gpus_per_trial"],
                 bf16=job["dtype"] == "bfloat16",
                 eval_strategy="no",  # `Rungs` says when
                 logging_strategy="no",
@@ -105,7 +106,11 @@ def base(job: dict[str, Any], data: DatasetDict) -> Any:
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=kept,
     )
-    shared = {"quantization_config": quantization, "dtype": dtype, "device_map": {"": "cpu"}}
+    shared = {
+        "quantization_config": quantization,
+        "dtype": dtype,
+        "device_map": {"": 0 if job["gpus_per_trial"] else "cpu"},
+    }
     if job["task"] == "classification":
         num_labels = max(data["train"]["labels"]) + 1
         model = AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=num_labels, **shared)
@@ -218,13 +223,17 @@ class PeakMemory(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Watch the first."""
-        if state.global_step == 0:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats() if state.global_step == 0 else None
+        elif state.global_step == 0:
             self._resident = sum(_storages(rest["model"]).values())
             self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
             self._profile.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Add up."""
+        if torch.cuda.is_available():
+            self._rungs.peak_memory = torch.cuda.max_memory_allocated()
         if self._profile is None:
             return
         self._profile.stop()

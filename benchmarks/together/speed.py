@@ -50,19 +50,17 @@ def main() -> None:
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for file in asked.files:
         name = " ".join([file.stem, *asked.set])
-        found[name] = measured(file, asked.set, asked.rounds, asked.steps)
+        config = load_sweep_file(file, asked.set)
+        found[name] = measured(config, *start(config, max(SIZES)), asked.rounds, asked.steps)
         sys.stdout.write(f"{name}: {json.dumps(found[name])}\n")
         RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def measured(file: Path, changes: list[str], rounds: int, steps: int) -> dict[str, Any]:
-    """One sweep file's trials."""
-    config = load_sweep_file(file, changes)
-    loaded = load(config, BaseSpec(config=config.model))
-    lockstep = Lockstep(loaded.base, is_checkpointed=config.training.gradient_checkpointing)
-    specs = drawn(config.search.space, layers_of(loaded.base.model), max(SIZES))
-    runs = [_run(loaded, spec, config) for spec in specs]
-    assert lockstep.agrees(runs[:2])
+def measured(
+    config: SweepConfig, lockstep: Lockstep, runs: Sequence[TrialRun], rounds: int, steps: int
+) -> dict[str, Any]:
+    """One sweep's trials."""
+    difference = lockstep.difference(runs[:2])
     ratios: dict[int, list[float]] = {size: [] for size in SIZES}
     alone_s: list[float] = []
     for _ in range(rounds + 1):  # the first warms up
@@ -75,9 +73,18 @@ def measured(file: Path, changes: list[str], rounds: int, steps: int) -> dict[st
     return {
         "machine": f"{_device(config)}, torch {torch.__version__}",
         "rounds": rounds,
+        "gradients_differ_by": difference,
         "alone_s_per_step": round(statistics.median(alone_s[len(SIZES) :]), 4),
         "speedup": {str(size): _spread(found[1:]) for size, found in ratios.items()},
     }
+
+
+def start(config: SweepConfig, num: int) -> tuple[Lockstep, list[TrialRun]]:
+    """So many trials of a sweep before their first step, and what makes their steps together."""
+    loaded = load(config, BaseSpec(config=config.model))
+    lockstep = Lockstep(loaded.base, is_checkpointed=config.training.gradient_checkpointing)
+    specs = drawn(config.search.space, layers_of(loaded.base.model), num)
+    return lockstep, [_run(loaded, spec, config) for spec in specs]
 
 
 def _device(config: SweepConfig) -> str:
@@ -109,13 +116,20 @@ def _alone_s(runs: Sequence[TrialRun], steps: int) -> float:
     for run in runs:
         for _ in range(steps):
             run.step()
-    return time.perf_counter() - begun_s
+    return _since(begun_s)
 
 
 def _together_s(lockstep: Lockstep, runs: Sequence[TrialRun], steps: int) -> float:
     begun_s = time.perf_counter()
     for _ in range(steps):
         lockstep.step(runs)
+    return _since(begun_s)
+
+
+def _since(begun_s: float) -> float:
+    """Once a card has done what it was told to."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - begun_s
 
 

@@ -81,7 +81,7 @@ def grid() -> list[Any]:
             itertools.islice(itertools.cycle(TARGETS), 30),
             itertools.islice(itertools.cycle(SHAPES), 30),
             itertools.islice(itertools.cycle(Padding), 1, 31),
-            itertools.islice(itertools.cycle(("adamw", "paged_adamw_8bit")), 30),
+            itertools.islice(itertools.cycle(("adamw", "paged_adamw_8bit", "adamw_fused")), 30),
             itertools.islice(itertools.cycle((8, 64, 8, 64, 64)), 30),
             strict=True,
         )

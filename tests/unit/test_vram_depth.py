@@ -116,7 +116,8 @@ def test_adapters_in_the_compute_type_take_half() -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "least", "most"), [("adamw", 8, 8.1), ("adamw_8bit", 2, 2.2), ("paged_adamw_8bit", 0, 1)]
+    ("optimizer", "least", "most"),
+    [("adamw", 8, 8.1), ("adamw_fused", 8, 8.1), ("adamw_8bit", 2, 2.2), ("paged_adamw_8bit", 0, 1)],
 )
 def test_the_optimizer_keeps_its_state(optimizer: str, least: float, most: float) -> None:
     found = answer(question(optimizer=optimizer, eval_batch_size=0))

@@ -61,7 +61,9 @@ def _spec(number: int, names: list[str], rate: float = 5e-3) -> Any:
 
 
 def together(base: BaseModel, runs: list[TrialRun], num_steps: int = 4, **options: bool) -> list[list[Stepped]]:
-    lockstep = Lockstep(base, is_checkpointed=options.get("is_checkpointed", False))
+    lockstep = Lockstep(
+        base, is_checkpointed=options.get("is_checkpointed", False), is_stacked=options.get("is_stacked", False)
+    )
     return [lockstep.step(runs) for _ in range(num_steps)]
 
 
@@ -92,19 +94,21 @@ def test_architectures_compute_together_or_are_found_not_to(name: str, task: str
     assert agrees is (name not in DRAWS_BESIDE_ITS_MODULES | ROWS_ARE_NOT_EXAMPLES)
 
 
+@pytest.mark.parametrize("is_stacked", [False, True])
 @pytest.mark.parametrize(
     "training", [{}, {"gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}, {"packing": True}]
 )
-def test_each_trial_trains_as_alone(training: dict[str, Any]) -> None:
+def test_each_trial_trains_as_alone(training: dict[str, Any], is_stacked: bool) -> None:
     base, capacity = tiny_base(), 16 if training.get("packing") else None
     alone, runs = (three_runs(base, capacity=capacity, **training) for _ in range(2))
 
-    steps = together(base, runs, is_checkpointed="gradient_checkpointing" in training)
+    steps = together(base, runs, is_checkpointed="gradient_checkpointing" in training, is_stacked=is_stacked)
 
     require_same(alone, steps, runs)
 
 
-def test_dropout_of_attention_and_blocks_is_drawn_as_alone() -> None:
+@pytest.mark.parametrize("is_stacked", [False, True])
+def test_dropout_of_attention_and_blocks_is_drawn_as_alone(is_stacked: bool) -> None:
     base = dataclasses.replace(
         build_base(FAMILIES["bert"], "classification"), tokenizer=type("Tokenizer", (), {"pad_token_id": 0})()
     )
@@ -112,7 +116,7 @@ def test_dropout_of_attention_and_blocks_is_drawn_as_alone() -> None:
     assert base.model.config.hidden_dropout_prob > 0
     alone, runs = (three_runs(base, "classification") for _ in range(2))
 
-    require_same(alone, together(base, runs), runs)
+    require_same(alone, together(base, runs, is_stacked=is_stacked), runs)
 
 
 def test_trials_join_and_leave_at_any_step() -> None:
@@ -130,13 +134,14 @@ def test_trials_join_and_leave_at_any_step() -> None:
             assert torch.allclose(mine, other, rtol=1e-4, atol=1e-6)
 
 
-def test_a_trial_that_diverges_leaves_the_others_alone() -> None:
+@pytest.mark.parametrize("is_stacked", [False, True])
+def test_a_trial_that_diverges_leaves_the_others_alone(is_stacked: bool) -> None:
     base = tiny_base()
     alone, runs = three_runs(base), three_runs(base)
     with torch.no_grad():
         runs[1].trainable[0].fill_(math.nan)
 
-    steps = together(base, runs)
+    steps = together(base, runs, is_stacked=is_stacked)
 
     assert all(math.isnan(step[1].loss) for step in steps)
     del alone[1], runs[1]

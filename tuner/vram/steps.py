@@ -237,7 +237,7 @@ class _Run:
         )
 
     def _optimizer(self) -> Callable[[], object]:
-        """Torch's AdamW as it is; of bitsandbytes' only the state, for their step works in place and knows no meta tensors."""
+        """Torch's AdamW as it is; of those that work in place, which know no meta tensors, only the state."""
         if self._workload.optimizer != "adamw":
             return self._make_state
         optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE, foreach=True)
@@ -252,8 +252,8 @@ class _Run:
 
     def _make_state(self) -> None:
         if not self._state:
-            is_paged = self._workload.optimizer.startswith("paged")
-            self._state = [one for parameter in self.trained for one in _eight_bit_state(parameter, is_paged=is_paged)]
+            name = self._workload.optimizer
+            self._state = [one for parameter in self.trained for one in _state_of(parameter, name)]
         for tensor in self._state:
             self._tracker.assign(tensor, Part.OPTIMIZER)
 
@@ -275,8 +275,11 @@ class _Run:
             self._tracker.is_recomputing = False
 
 
-def _eight_bit_state(parameter: nn.Parameter, *, is_paged: bool) -> list[torch.Tensor]:
-    """AdamW's two moments as bitsandbytes keeps them; paged ones lie in memory that torch does not count."""
+def _state_of(parameter: nn.Parameter, optimizer: str) -> list[torch.Tensor]:
+    """AdamW's two moments; fused, with a count of steps; bitsandbytes' paged ones lie in memory that torch does not count."""
+    if optimizer == "adamw_fused":
+        return [*(torch.empty_like(parameter) for _ in range(2)), parameter.new_empty(())]
+    is_paged = optimizer.startswith("paged")
     if parameter.numel() < EIGHT_BIT_NUMBERS:
         return [torch.empty_like(parameter, dtype=torch.float32) for _ in range(2)]
     scales = [torch.empty(-(-parameter.numel() // EIGHT_BIT_BLOCK), device="meta") for _ in range(2)]

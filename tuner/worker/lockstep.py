@@ -1,8 +1,8 @@
 """Several trials' steps as one pass over one base. Runs on the worker.
 
 The trials' batches are laid one below another. Each linear layer of the base is computed once for all rows; each trial's
-adapter adds its part to the trial's own rows, and its dropout draws what it would draw alone. Each trial's loss is summed over
-its own rows, so its gradients are those that it would have alone, up to rounding.
+adapter adds its part to the trial's own rows (`stacks.py`), and its dropout draws what it would draw alone. Each trial's loss is
+summed over its own rows, so its gradients are those that it would have alone, up to rounding.
 
 B is rows of all trials, T tokens of the longest row; a slice is one trial's rows, cut to the length that they have alone.
 """
@@ -10,6 +10,7 @@ B is rows of all trials, T tokens of the longest row; a slice is one trial's row
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from tuner.worker.architecture import head_names, layers_of
 from tuner.worker.batches import IGNORED, Batch
 from tuner.worker.evaluation import forward, summed_loss
 from tuner.worker.recomputing import use_checkpointing
+from tuner.worker.stacks import Stack
 from tuner.worker.stepping import Seeded, Stepped, num_taught
 from tuner.worker.streams import Streams
 from tuner.worker.twin import twin_of
@@ -52,12 +54,14 @@ class Lockstep:
     Args:
         base: Without an adapter; stays as it is.
         is_checkpointed: Compute blocks again in the backward pass.
+        is_stacked: Compute the trials' adapters on a layer as one product; by default on a GPU, which has little to do for each.
     """
 
-    def __init__(self, base: BaseModel, *, is_checkpointed: bool) -> None:
+    def __init__(self, base: BaseModel, *, is_checkpointed: bool, is_stacked: bool | None = None) -> None:
         self._base = twin_of(base)
         self._lead: nn.Module = self._base.model
-        self._slices = _Slices(Streams(base.device))
+        is_stacked = base.device.type == "cuda" if is_stacked is None else is_stacked
+        self._slices = _Slices(Streams(base.device), is_stacked=is_stacked)
         self._members: dict[str, _Linear | _Head] = {}
         for layer in layers_of(self._base.model):
             self._put(layer.name, _Linear)
@@ -86,6 +90,17 @@ class Lockstep:
 
     def agrees(self, runs: Sequence[TrialRun]) -> bool:
         """Whether the trials' next gradients are those that each has alone; no step is made."""
+        differing, allowed = self.difference(runs), AGREEMENT[self._base.compute_dtype]
+        if differing > allowed:
+            log.warning("gradients of trials together differ by %.2g of their size, %g is allowed", differing, allowed)
+        return differing <= allowed
+
+    def difference(self, runs: Sequence[TrialRun]) -> float:
+        """How far the trials' next gradients are from those that each has alone, relative to their size; no step is made.
+
+        Returns:
+            The largest of all trials; infinity where the model can't.
+        """
         plans = [run.planned() for run in runs]
         alone = []
         for run, plan in zip(runs, plans, strict=True):
@@ -97,20 +112,19 @@ class Lockstep:
             log.warning("trials can't compute together: %s", error)
             for run in runs:
                 run.drop_gradients()
-            return False
+            return math.inf
         together = [_taken(run) for run in runs]
-        allowed = AGREEMENT[self._base.compute_dtype]
-        return all(_difference(a, b) <= allowed for a, b in zip(together, alone, strict=True))
+        return max(_difference(a, b) for a, b in zip(together, alone, strict=True))
 
     def forget(self) -> None:
         """Hold nothing of any trial."""
         for module in self._members.values():
-            module.members = []
+            module.join([])
 
     def _backward(self, runs: Sequence[TrialRun], plans: Sequence[Sequence[Seeded]]) -> list[float]:
         """Add each trial's gradients; returns each one's mean loss."""
         for name, module in self._members.items():
-            module.members = [run.adapted.adapter_at(name) for run in runs]
+            module.join([run.adapted.adapter_at(name) for run in runs])
         counts = [num_taught(plan) for plan in plans]
         losses = [0.0] * len(runs)
         for micro in zip(*plans, strict=True):
@@ -157,8 +171,10 @@ class Lockstep:
 class _Slices:
     """Which rows and tokens are whose in the pass that is under way."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Streams, *, is_stacked: bool) -> None:
         self.streams = streams
+        self.is_stacked = is_stacked
+        """Whether adapters may be computed as one product."""
         self._rows: list[int] = []
         self._lengths: list[int] = []
         self.width = 0
@@ -170,6 +186,11 @@ class _Slices:
         self._lengths = [batch.input_ids_BT.shape[1] for batch in batches]
         self.width = max(self._lengths)
         self.streams.begin(seeds)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all have as many rows."""
+        return len(set(self._rows)) == 1
 
     def cut(self, values: torch.Tensor, dims: Sequence[int] = (_TOKENS_DIM,)) -> list[torch.Tensor]:
         """Each trial's part.
@@ -207,30 +228,63 @@ class _Linear(nn.Module):
         self.base = base
         self._place = place
         self._slices = slices
-        self.members: list[Any] = []  # else torch would take them for modules of its own
+        self._members: list[Any] = []  # else torch would take them for modules of its own
+        self._stack: Stack | None = None
+
+    def join(self, members: list[Any]) -> None:
+        """Compute for these trials' adapters on this layer, None where a trial has none."""
+        if members != self._members:
+            self._stack = Stack(members) if self._slices.is_stacked and any(members) else None
+        self._members = members
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.base(x)
-        if not any(self.members):
+        if not any(self._members):
             return result
         pieces = self._slices.cut(x)
-        parts = [self._part(index, pieces[index], result) for index in range(len(pieces))]
+        if self._stack is not None and self._slices.is_even:
+            dropped = [self._dropped(index, piece) for index, piece in enumerate(pieces)] if self._drops else None
+            seen = x if dropped is None else self._slices.joined(dropped)
+            return (result + self._stack(self._cast(seen))).to(result.dtype)
+        parts = [self._part(index, piece, result) for index, piece in enumerate(pieces)]
         return (result + self._slices.joined(parts)).to(result.dtype)
+
+    @property
+    def _drops(self) -> bool:
+        """Whether any trial drops what its adapter sees."""
+        return any(member is not None and isinstance(_dropout_of(member), nn.Dropout) for member in self._members)
 
     def _part(self, index: int, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         """B A x, times the scale, as PEFT has it."""
-        layer = self.members[index]
+        layer = self._members[index]
         if layer is None:
             return result.new_zeros(*x.shape[:-1], result.shape[-1])
         (key,) = layer.lora_A.keys()
-        lora_A, dropout = layer.lora_A[key], layer.lora_dropout[key]
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(lora_A.weight.dtype)
-        if isinstance(dropout, nn.Dropout):
-            with self._slices.streams.of(self._place, index):
-                x = dropout(x)
-        part: torch.Tensor = layer.lora_B[key](lora_A(x)) * layer.scaling[key]
-        return part
+        part: torch.Tensor = layer.lora_B[key](layer.lora_A[key](self._dropped(index, self._cast(x))))
+        scale: float = layer.scaling[key]
+        return part * scale
+
+    def _cast(self, x: torch.Tensor) -> torch.Tensor:
+        """In the adapters' type, where autocast does not see to it."""
+        if torch.is_autocast_enabled(x.device.type):
+            return x
+        first = next(member for member in self._members if member is not None)
+        return x.to(next(iter(first.lora_A.values())).weight.dtype)
+
+    def _dropped(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """What a trial's adapter sees."""
+        member = self._members[index]
+        dropout = None if member is None else _dropout_of(member)
+        if not isinstance(dropout, nn.Dropout):
+            return x
+        with self._slices.streams.of(self._place, index):
+            dropped: torch.Tensor = dropout(x)
+        return dropped
+
+
+def _dropout_of(member: Any) -> nn.Module:  # noqa: ANN401 -- PEFT's layers have no common type
+    dropout: nn.Module = next(iter(member.lora_dropout.values()))
+    return dropout
 
 
 class _Head(nn.Module):
@@ -241,13 +295,17 @@ class _Head(nn.Module):
         del base
         self._place = place
         self._slices = slices
-        self.members: list[Any] = []
+        self._members: list[Any] = []
+
+    def join(self, members: list[Any]) -> None:
+        """Compute by these trials' heads."""
+        self._members = members
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = []
         for index, piece in enumerate(self._slices.cut(x)):
             with self._slices.streams.of(self._place, index):  # some heads have a dropout of their own
-                parts.append(self.members[index](piece))
+                parts.append(self._members[index](piece))
         return self._slices.joined(parts)
 
 

@@ -92,6 +92,9 @@ def load_base(
         keep_copies(model, dtype)
     else:
         take_over(model)
+        # torch 2.11 takes cuDNN's attention on Hopper, which plans anew for each shape: 60 to 90 ms a pass on an H100, and
+        # batches padded to their longest text have a new shape most times
+        torch.backends.cuda.enable_cudnn_sdp(enabled=False)
     log.info("base model loaded in %.1f s: %s, %s", time.perf_counter() - start_s, config.name, config.quantization)
     return BaseModel(model=model, tokenizer=tokenizer, device=device, compute_dtype=dtype, config=config)
 

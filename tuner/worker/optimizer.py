@@ -21,10 +21,13 @@ def build_optimizer(model: nn.Module, spec: TrialSpec, name: str) -> torch.optim
         spec: Gives learning rate, weight decay and ratio.
         name: `adamw` or `paged_adamw_8bit`.
     """
-    kind = PagedAdamW8bit if name == "paged_adamw_8bit" else torch.optim.AdamW
     nothing = [{"params": [torch.nn.Parameter(torch.zeros(1))]}]  # zero-shot; an optimizer must hold something
-    built: torch.optim.Optimizer = kind(parameter_groups(model, spec) or nothing, lr=spec.learning_rate)
-    return built
+    groups = parameter_groups(model, spec) or nothing
+    if name == "paged_adamw_8bit":
+        paged: torch.optim.Optimizer = PagedAdamW8bit(groups, lr=spec.learning_rate)  # type: ignore[no-untyped-call]
+        return paged
+    is_on_gpu = groups[0]["params"][0].is_cuda  # a kernel or two for all parameters; a few for each otherwise
+    return torch.optim.AdamW(groups, lr=spec.learning_rate, fused=is_on_gpu or None)
 
 
 def parameter_groups(model: nn.Module, spec: TrialSpec) -> list[dict[str, Any]]:

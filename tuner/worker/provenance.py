@@ -42,8 +42,9 @@ def fingerprint_of(config: ModelConfig, model_config: PretrainedConfig) -> str:
 
 
 def versions() -> tuple[tuple[str, str], ...]:
-    """(package, version) of Python and of all packages that results may hang on."""
-    return (("python", platform.python_version()), *((name, metadata.version(name)) for name in PACKAGES))
+    """(package, version) of Python and of all packages that results may hang on; a checkout on the path has none."""
+    known = {one.name.lower(): one.version for name in PACKAGES for one in metadata.distributions(name=name)}
+    return (("python", platform.python_version()), *((name, known[name]) for name in PACKAGES if name in known))
 
 
 def hardware() -> str:

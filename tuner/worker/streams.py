@@ -17,6 +17,7 @@ class Streams:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._generator = _generator_of(device)
         self._states: list[torch.Tensor] = []
         self._drawn: dict[tuple[Hashable, int], torch.Tensor] = {}
         self.is_again = False
@@ -37,19 +38,16 @@ class Streams:
             index: Which trial.
         """
         state = self._drawn[place, index] if self.is_again else self._states[index]
-        self._set(state)
+        self._generator.set_state(state)
         yield
         if not self.is_again:
             self._drawn[place, index] = state
-            self._states[index] = self._get()
+            self._states[index] = self._generator.get_state()
 
-    def _get(self) -> torch.Tensor:
-        if self._device.type == "cuda":
-            return torch.cuda.get_rng_state(self._device)
-        return torch.get_rng_state()
 
-    def _set(self, state: torch.Tensor) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(state, self._device)
-        else:
-            torch.set_rng_state(state)
+def _generator_of(device: torch.device) -> torch.Generator:
+    """The one that dropout draws from."""
+    if device.type != "cuda":
+        return torch.default_generator
+    index = torch.cuda.current_device() if device.index is None else device.index  # type: ignore[redundant-expr]
+    return torch.cuda.default_generators[index]
