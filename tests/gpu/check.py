@@ -8,7 +8,7 @@ Each part runs in a process of its own, so that one that fails leaves the others
 
 - `start`: the card; random weights for folders under models/ that have none;
 - `tests`: those marked gpu;
-- `memory`, `memory-7b`: measured beside predicted (`cases.py`);
+- `memory-0`, `memory-1`, `memory-2`: measured beside predicted (`cases.py`);
 - `together`: trials in one pass against the same ones alone; what a step's time goes to; peaks;
 - `sweep`: a short NF4 sweep with baselines.
 """
@@ -38,9 +38,15 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "optuna", "accelerate")
-LIMIT_S = 100
+LIMIT_S = 110
 """Of a part."""
-STAGES = (("start",), ("tests", "memory", "memory-7b"), ("together",), ("sweep",))
+MEMORY_PARTS = 3
+STAGES = (
+    ("start",),
+    ("tests", *(f"memory-{share}" for share in range(MEMORY_PARTS))),
+    ("together",),
+    ("sweep",),
+)
 """Parts that run at the same time."""
 SIZES = (8, 4, 2, 1)
 """Trials together."""
@@ -145,22 +151,14 @@ def _sweep(folder: Path, is_rehearsal: bool) -> Any:
     }
 
 
-def _memory(folder: Path, is_rehearsal: bool) -> Any:
-    return _measured(folder, is_rehearsal, is_large=False)
-
-
-def _memory_7b(folder: Path, is_rehearsal: bool) -> Any:
-    return _measured(folder, is_rehearsal, is_large=True)
-
-
-def _measured(folder: Path, is_rehearsal: bool, *, is_large: bool) -> Any:
-    """Measured beside predicted."""
+def _memory(folder: Path, is_rehearsal: bool, share: int = 0) -> Any:
+    """Measured beside predicted; every third case."""
     from tests.gpu.cases import CASES, REHEARSED, write_case
     from tuner import sweep
 
     found: dict[str, Any] = {}
-    names = [name for name in (REHEARSED if is_rehearsal else CASES) if ("7b" in name) == is_large]
-    for number, name in enumerate(names):
+    names = list(REHEARSED if is_rehearsal else CASES)
+    for number, name in enumerate(names[share::MEMORY_PARTS]):
         begun_s = time.perf_counter()
         try:
             swept = sweep.run(write_case(folder, CASES[name], is_rehearsal=is_rehearsal), out=folder / str(number))
@@ -283,8 +281,7 @@ def _summary(record: TrialRecord, inspection: Inspection) -> dict[str, Any]:
 PARTS: dict[str, Callable[[Path, bool], Any]] = {
     "start": _start,
     "tests": _tests,
-    "memory": _memory,
-    "memory-7b": _memory_7b,
+    **{f"memory-{share}": functools.partial(_memory, share=share) for share in range(MEMORY_PARTS)},
     "sweep": _sweep,
     "together": _together,
 }
