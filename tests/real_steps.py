@@ -14,8 +14,8 @@ from tuner.config import ModelConfig
 from tuner.lora import LoraSpec
 from tuner.worker.adapters import attach
 from tuner.worker.architecture import AUTO_CLASSES, layers_of
-from tuner.worker.batches import IGNORED, Batch
-from tuner.worker.evaluation import summed_loss
+from tuner.worker.batches import Batch, learned
+from tuner.worker.evaluation import forward, summed_loss
 from tuner.worker.memory import StepPeak
 from tuner.worker.model import BaseModel
 from tuner.workload import Padding, Workload
@@ -116,10 +116,8 @@ def measured(setup: Setup) -> int:
 
 
 def step(base: BaseModel, model: Any, optimizer: torch.optim.Optimizer, setup: Setup) -> None:
-    with base.autocast():
-        logits = model(**batch_of(setup).inputs()).logits
-    loss = summed_loss(logits, batch_of(setup).labels)
-    del logits
+    batch = batch_of(setup)
+    loss = summed_loss(forward(base, model, batch), batch.labels)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_([one for one in model.parameters() if one.requires_grad], 1.0)
     optimizer.step()
@@ -131,11 +129,13 @@ def batch_of(setup: Setup) -> Batch:
     mask = torch.ones_like(ids)
     if setup.padding is Padding.PADDED:
         mask[0, -3:] = 0
-    labels = torch.full_like(ids, IGNORED)
-    labels[:, 1 : 1 + setup.learned] = ids[:, 1 : 1 + setup.learned]
+    is_learned = torch.zeros_like(ids, dtype=torch.bool)
+    is_learned[:, 1 : 1 + setup.learned] = True
+    labels_N, places_N = learned(ids, is_learned)
     return Batch(
         input_ids_BT=ids,
-        labels=torch.zeros(setup.rows, dtype=torch.long) if setup.is_bert else labels,
+        labels=torch.zeros(setup.rows, dtype=torch.long) if setup.is_bert else labels_N,
+        places_N=None if setup.is_bert else places_N,
         attention_mask_BT=mask,
         position_ids_BT=None,
         num_tokens=ids.numel(),

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from tuner.closed_form_moments import Block, DecoderShape, moments_of
+from tuner.gpus import NUM_WORKSPACES
 from tuner.layers import Layer, ranks_of
 from tuner.lora import Bias, LoraSpec
 from tuner.prediction import Method, Part, Phase, Prediction
@@ -19,7 +20,6 @@ from tuner.sizes import (
     EIGHT_BIT_NUMBERS,
     MOST_HEAD_WIDTH,
     NESTED_BLOCK,
-    NUM_WORKSPACES,
     PAGED_NUMBERS,
     QUANTIZED_BLOCK,
     rounded_up,

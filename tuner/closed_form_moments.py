@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tuner.prediction import Part, Phase
-from tuner.sizes import FUSED_TOKENS, QUANTIZED_BLOCK, SORTING_BYTES, rounded_up
+from tuner.sizes import FUSED_TOKENS, QUANTIZED_BLOCK, rounded_up
 from tuner.workload import Padding
 
 if TYPE_CHECKING:
@@ -110,14 +110,14 @@ def moments_of(shape: DecoderShape, blocks: Sequence[Block], work: Workload, *, 
 
 def _evaluation(shape: DecoderShape, blocks: Sequence[Block], work: Workload) -> Iterator[Moment]:
     passing = _Pass(shape, work, rows=work.eval_batch_size, tokens=work.eval_tokens, is_training=False)
-    logits, learned = 2 * shape.vocab * passing.T, shape.vocab * work.eval_learned_tokens
+    chosen, learned = 2 * shape.hidden * work.eval_learned_tokens, 2 * shape.vocab * work.eval_learned_tokens
     casts = 0
     for block in blocks:
         casts += block.cast_bytes
         inside = 3 * passing.h + casts + passing.shared + passing.mlp(block, is_kept=False)
         yield Moment(Phase.EVALUATION, "an MLP", {Part.ACTIVATIONS: inside})
-    yield Moment(Phase.EVALUATION, "logits", {Part.ACTIVATIONS: passing.h + casts, Part.LOGITS: logits})
-    yield Moment(Phase.EVALUATION, "log-softmax of what is scored", {Part.LOGITS: logits + 8 * learned})
+    yield Moment(Phase.EVALUATION, "logits", {Part.ACTIVATIONS: passing.h + chosen + casts, Part.LOGITS: learned})
+    yield Moment(Phase.EVALUATION, "log-softmax of what is scored", {Part.LOGITS: 4 * learned})
 
 
 class _Pass:
@@ -302,7 +302,7 @@ class _Training:
         return self._pass.h if self._is_again else self._saved[number]
 
     def _forward(self) -> Iterator[Moment]:
-        """The MLP of each block, then the logits of all tokens, which stay until those learned are in float32."""
+        """The MLP of each block, then the logits of what is learned."""
         passing, is_again = self._pass, self._is_again
         held: float = passing.shared
         casts = 0
@@ -317,27 +317,16 @@ class _Training:
             held += self._left(number)
         held += passing.norm
         yield self._moment(Phase.FORWARD, "the last norm", self._given, held + 6 * passing.h + casts)
-        all_logits = self._words(passing.T)
-        yield self._moment(Phase.FORWARD, "logits", self._given, held + passing.h + casts, all_logits)
-        learned = self._words(self._work.learned_tokens)
-        yield self._moment(Phase.FORWARD, "log-softmax of what is learned", self._given, held, all_logits + 4 * learned)
+        num = self._work.learned_tokens
+        learned, chosen = self._words(num), 2 * self._shape.hidden * num
+        yield self._moment(Phase.FORWARD, "logits", self._given, held + passing.h + chosen + casts, learned)
+        yield self._moment(Phase.FORWARD, "log-softmax of what is learned", self._given, held, 4 * learned)
 
     def _loss(self) -> Iterator[Moment]:
-        """The gradient of the logits: of those learned in float32, then of all."""
+        """The gradient of the logits in float32, then that of the last norm."""
         held = self._pass.shared + self._pass.norm + sum(map(self._left, range(len(self._blocks))))
-        work, learned = self._work, self._words(self._work.learned_tokens)
+        learned = self._words(self._work.learned_tokens)
         yield self._moment(Phase.BACKWARD, "gradient of log-softmax", self._given, held, 6 * learned)
-        all_but_last = self._words(work.batch_size * (work.tokens - 1))
-        sorting = SORTING_BYTES * work.learned_tokens
-        yield self._moment(
-            Phase.BACKWARD,
-            "gradient of what is learned, put in place",
-            self._given,
-            held + sorting,
-            all_but_last + learned,
-        )
-        all_logits = self._words(self._pass.T)
-        yield self._moment(Phase.BACKWARD, "gradient of the logits", self._given, held, all_but_last + all_logits)
         yield self._moment(Phase.BACKWARD, "gradient of the last norm", self._given, held, scratch=10 * self._pass.h)
 
     def _backward(self) -> Iterator[Moment]:

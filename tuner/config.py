@@ -197,6 +197,8 @@ class MemoryConfig(Section):
     """What driver and kernels take of the card before the first tensor; as in tuner's table by default."""
     longest_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens in a row of the longest batch; that of the data by default, and `data.max_length` in `tuner plan`."""
+    learned_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens of an example that are learned or scored; those of the data by default, all in `tuner plan`."""
     padding: Literal["auto", "none", "padded", "packed"] = "auto"
     """How a batch's examples come to one length; `none` if all are equally long."""
     adapter_dtype: Literal["float32", "compute"] = "float32"

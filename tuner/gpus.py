@@ -15,9 +15,11 @@ MEASURED_CONTEXT_MIB = 140.875
 ASSUMED_CONTEXT_MIB = 500.0
 """Where nobody has measured it: rather too much, so that a verdict errs on the safe side."""
 WORKSPACE_MIB = 8.125
-"""cuBLAS's default workspace, in torch's allocator, once for each of two handles. Source: torch `CUDABlas.cpp`."""
+"""cuBLAS's default workspace, in torch's allocator, once for each handle. Source: torch `CUDABlas.cpp`."""
 HOPPER_WORKSPACE_MIB = 32.0
 """From that generation on."""
+NUM_WORKSPACES = 2
+"""cuBLAS has a handle for each stream and cuBLASLt one of its own."""
 AMPERE, HOPPER = (8, 0), (9, 0)
 """Compute capability of a generation's first card."""
 
@@ -58,7 +60,12 @@ class Gpu:
     @property
     def workspace_bytes(self) -> int:
         """One of cuBLAS's two workspaces."""
-        return int((HOPPER_WORKSPACE_MIB if self.capability >= HOPPER else WORKSPACE_MIB) * MIB)
+        return workspace_bytes(self.capability)
+
+
+def workspace_bytes(capability: tuple[int, int]) -> int:
+    """One of cuBLAS's workspaces on a card of a compute capability."""
+    return int((HOPPER_WORKSPACE_MIB if capability >= HOPPER else WORKSPACE_MIB) * MIB)
 
 
 GPUS = {

@@ -14,7 +14,7 @@ from tuner.prediction import Prediction
 from tuner.workload import Answer, Question, gpu_of, question_about, workload_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tuner.config import SweepConfig
     from tuner.gpus import Gpu
@@ -31,6 +31,18 @@ class Predictor:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._known: dict[Question, Prediction] = {}
+
+    def start(self) -> subprocess.Popen[str]:
+        """The process, started if it does not run."""
+        if self._process is None:
+            self._process = subprocess.Popen(  # noqa: S603 -- a module of our own
+                [sys.executable, "-m", MODULE],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # Ctrl-C is the driver's
+            )
+        return self._process
 
     def predict(self, question: Question) -> Prediction:
         """The peak of a trial; the same question is asked once.
@@ -64,6 +76,12 @@ class Predictor:
                 raise
             return None
 
+    def of_sweep(
+        self, config: SweepConfig, inspection: Inspection
+    ) -> Callable[[TrialSpec, Gpu | None], Prediction | None]:
+        """`predict_trial` of one sweep."""
+        return lambda spec, gpu: self.predict_trial(spec, config, inspection, gpu)
+
     def close(self) -> None:
         """End the process."""
         if self._process is not None:
@@ -74,21 +92,14 @@ class Predictor:
             self._process = None
 
     def _asked(self, question: Question) -> Prediction:
-        if self._process is None:
-            self._process = subprocess.Popen(  # noqa: S603 -- a module of our own
-                [sys.executable, "-m", MODULE],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,  # Ctrl-C is the driver's
-            )
-        assert self._process.stdin is not None  # noqa: S101 -- asked for above
-        assert self._process.stdout is not None  # noqa: S101
+        process = self.start()
+        assert process.stdin is not None  # noqa: S101 -- asked for when it was started
+        assert process.stdout is not None  # noqa: S101
         line = ""
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(_QUESTIONS.dump_json(question).decode() + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            process.stdin.write(_QUESTIONS.dump_json(question).decode() + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
         if not line:
             self.close()
             raise PredictionError("the predicting process has died; what it wrote stands above")
@@ -107,9 +118,11 @@ def predicted(answer: Answer, question: Question) -> Prediction:
 
 
 @contextlib.contextmanager
-def predicting() -> Iterator[Predictor]:
-    """A predicting process for as long as it is needed."""
+def predicting(config: SweepConfig) -> Iterator[Predictor]:
+    """A predicting process for as long as it is needed; at once if there is a card to predict for: it takes seconds to start."""
     predictor = Predictor()
+    if config.resources.uses_gpu or config.objectives.memory.gpu is not None:
+        predictor.start()
     try:
         yield predictor
     finally:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 ROUNDING = 512
 """Every block of CUDA's caching allocator is a multiple of this many bytes. Source: `CUDACachingAllocator.cpp`."""
-NUM_WORKSPACES = 2
-"""cuBLAS has a handle for each stream and cuBLASLt one of its own."""
 QUANTIZED_BLOCK = 64
 """Numbers that share a scale; bitsandbytes' default for NF4 and FP4 on CUDA."""
 NESTED_BLOCK = 256
@@ -21,8 +19,6 @@ PAGED_NUMBERS = 100_000
 """bitsandbytes pages the state of a parameter out only from this size on. Source: `Optimizer8bit.get_state_buffer`."""
 FUSED_TOKENS = 32
 """Up to so many tokens bitsandbytes multiplies by 4-bit weights without a 16-bit copy, on every card; on some up to 512."""
-SORTING_BYTES = 48
-"""CUDA's `index_put_` that adds up sorts the places first: six arrays of 8 bytes a place. Source: `Indexing.cu`."""
 MOST_HEAD_WIDTH = 256
 """Of flash attention. Source: `sdp_utils.cpp`."""
 

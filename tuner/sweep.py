@@ -101,8 +101,10 @@ def run(  # noqa: PLR0913 -- each is a choice of the caller
     folder.require_free()
     require_new(place_of(folder.journal, config), config.name)
     require_unused(files)
-    trainer = build_backend(config.resources.backend, worker, address)
-    try:
+    with (
+        contextlib.closing(build_backend(config.resources.backend, worker, address)) as trainer,
+        predicting(config) as predictor,
+    ):
         inspection = _inspected(trainer, config, Path(sweep_file))
         folder.create()
         with folder.locked(), held(files) as require_held:
@@ -110,9 +112,8 @@ def run(  # noqa: PLR0913 -- each is a choice of the caller
                 write_sweep_file(config, folder.sweep_file)
                 study = create_study(folder.journal, config, inspection)
             with contextlib.closing(study):
+                study.predict = predictor.of_sweep(config, inspection)
                 return _carry_out(study, trainer, config, folder, Mirror(folder, files, require_held), view or NoView())
-    finally:
-        trainer.close()
 
 
 def resume(
@@ -155,16 +156,14 @@ def resume(
         sweep_folder.locked(),
         held(files) as require_held,
         contextlib.closing(open_study(sweep_folder.journal, config)) as study,
+        contextlib.closing(build_backend(config.resources.backend, worker, address)) as trainer,
+        predicting(config) as predictor,
     ):
-        trainer = build_backend(config.resources.backend, worker, address)
-        try:
-            inspection = _inspected(trainer, config, sweep_folder.sweep_file)
-            _require_same_data(study.inspection, inspection, config, sweep_folder.sweep_file)
-            return _carry_out(
-                study, trainer, config, sweep_folder, Mirror(sweep_folder, files, require_held), view or NoView()
-            )
-        finally:
-            trainer.close()
+        inspection = _inspected(trainer, config, sweep_folder.sweep_file)
+        _require_same_data(study.inspection, inspection, config, sweep_folder.sweep_file)
+        study.predict = predictor.of_sweep(config, study.inspection)
+        mirror = Mirror(sweep_folder, files, require_held)
+        return _carry_out(study, trainer, config, sweep_folder, mirror, view or NoView())
 
 
 def load(folder: Path | str) -> Sweep:
@@ -275,12 +274,7 @@ def _carry_out(
     mirror.begin(config)
     driver = Driver(study, config, folder, mirror, view)
     try:
-        with (
-            predicting() as predictor,
-            view.watching(config, study.inspection, study.records),
-            interruptible(study.interrupt),
-        ):
-            study.predict = lambda spec, gpu: predictor.predict_trial(spec, config, study.inspection, gpu)
+        with view.watching(config, study.inspection, study.records), interruptible(study.interrupt):
             trainer.run(config, folder.path.absolute(), driver)
         if not study.is_interrupted:
             folder.settle(study.records, objectives)  # nothing is left to audit

@@ -38,7 +38,7 @@ class Logits(enum.StrEnum):
     """What becomes of the logits between the forward and the backward pass."""
 
     LEARNED = "learned"
-    """Those that are learned are turned into float32, the rest is freed: as tuner trains."""
+    """Only those of tokens that are learned are computed, and turned into float32: as tuner trains."""
     KEPT = "kept"
     """The model computes the loss, and its output lives on through the backward pass: a plain loop."""
     FREED = "freed"
@@ -163,8 +163,8 @@ def workload_of(config: SweepConfig, gpu: Gpu, inspection: Inspection | None = N
     is_packed = training.packing and asked.padding == "auto"
     tokens = config.data.max_length if is_packed else tokens
     is_generating = training.task == "causal-lm"
-    most = inspection.most_learned if inspection and inspection.most_learned and not is_packed else tokens - 1
-    most_scored = inspection.most_scored if inspection and inspection.most_scored else eval_tokens - 1
+    most = asked.learned_tokens or (inspection and inspection.most_learned) or tokens - 1
+    most_scored = asked.learned_tokens or (inspection and inspection.most_scored) or eval_tokens - 1
     dtype = config.model.compute_dtype
     if dtype == "auto":
         dtype = "bfloat16" if gpu.has_bfloat16 else "float32"
@@ -187,7 +187,9 @@ def workload_of(config: SweepConfig, gpu: Gpu, inspection: Inspection | None = N
         optimizer=OPTIMIZERS.get(training.optimizer, training.optimizer),
         eval_batch_size=training.eval_batch_size,
         eval_tokens=eval_tokens,
-        eval_learned_tokens=training.eval_batch_size * most_scored if is_generating else training.eval_batch_size,
+        eval_learned_tokens=training.eval_batch_size * min(most_scored, eval_tokens)
+        if is_generating
+        else training.eval_batch_size,
         generation=_generation(asked),
     )
 

@@ -128,8 +128,19 @@ def test_a_sweep_that_names_no_card_and_runs_on_none_asks_nobody() -> None:
 
 @pytest.fixture(scope="module")
 def predictor() -> Any:
-    with predicting() as found:
+    with predicting(make_config()) as found:
         yield found
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_started"),
+    [({}, False), ({"objectives": {"memory": {"gpu": "T4-16GB"}}}, True), ({"resources": {"gpus_per_trial": 1}}, True)],
+)
+def test_the_process_is_started_at_once_where_there_is_a_card_to_predict_for(
+    changes: dict[str, Any], is_started: bool
+) -> None:
+    with predicting(make_config(**changes)) as predictor:
+        assert (predictor._process is not None) == is_started
 
 
 def causal_config(folder: Path, **changes: Any) -> Any:
@@ -187,7 +198,7 @@ def test_zero_shot_is_an_evaluation_and_nothing_else(predictor: Predictor, tmp_p
 
 
 def test_a_process_that_died_is_told() -> None:
-    with predicting() as predictor:
+    with predicting(make_config()) as predictor:
         predictor._process = __import__("subprocess").Popen(["true"], stdin=-1, stdout=-1, text=True)
         with pytest.raises(PredictionError, match="has died"):
             predictor.predict_trial(asked(), make_config(objectives={"memory": {"gpu": "T4-16GB"}}), make_inspection())

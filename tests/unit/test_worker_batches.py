@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.worker.batches import IGNORED, BatchOrder, collate, collate_packed, evaluation_batches, pack
+from tuner.worker.batches import BatchOrder, collate, collate_packed, evaluation_batches, pack
 from tuner.worker.token_files import Ragged, Tokenized
 
 CPU = torch.device("cpu")
@@ -83,7 +83,9 @@ def test_only_completions_are_learned_and_padding_never_even_where_it_is_the_end
     end = 2  # also what pads
     batch = collate(completions(([5, 6, 7, end], 2), ([8, end], 1)), [0, 1], pad_id=end, device=CPU)
 
-    assert batch.labels.tolist() == [[IGNORED, IGNORED, 7, end], [IGNORED, end, IGNORED, IGNORED]]
+    assert batch.labels.tolist() == [7, end, end]
+    assert batch.places_N is not None
+    assert batch.places_N.tolist() == [1, 2, 4]  # of 2 x 4: each is the place before
 
 
 def test_packed_examples_have_positions_of_their_own_and_so_has_the_padding() -> None:
@@ -95,7 +97,9 @@ def test_packed_examples_have_positions_of_their_own_and_so_has_the_padding() ->
     assert batch.position_ids_BT is not None
     assert batch.input_ids_BT.tolist() == [[3, 4, 5, 6, 0], [5, 6, 7, 8, 9]]
     assert batch.position_ids_BT.tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 0, 1]]
-    assert batch.labels.tolist() == [[IGNORED, IGNORED, 5, 6, IGNORED], [IGNORED, 6, 7, IGNORED, 9]]
+    assert batch.labels.tolist() == [5, 6, 6, 7, 9]
+    assert batch.places_N is not None
+    assert batch.places_N.tolist() == [1, 2, 5, 6, 8]
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(1, 30))

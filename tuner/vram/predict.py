@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tuner.gpus import NUM_WORKSPACES
 from tuner.prediction import Method, Part, Phase, Prediction
-from tuner.sizes import NUM_WORKSPACES, ROUNDING
+from tuner.sizes import ROUNDING
 from tuner.vram import cuda
 from tuner.vram.build import build
 from tuner.vram.replay import replay

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from tuner.gpus import NUM_WORKSPACES
 from tuner.prediction import Part
-from tuner.sizes import NUM_WORKSPACES
 from tuner.vram.allocator import CachingAllocator
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from tuner.vram.build import Built, quantization_tensors
 from tuner.vram.tracker import Tracker
 from tuner.worker.architecture import head_names
 from tuner.worker.batches import Batch
-from tuner.worker.evaluation import row_sums, summed_loss
+from tuner.worker.evaluation import only_places, row_sums, summed_loss
 from tuner.workload import Logits, Padding
 
 if TYPE_CHECKING:
@@ -166,13 +166,14 @@ class _Run:
         self._tracker.events.append(EMPTY_CACHE)
         self._tracker.begin(Phase.EVALUATION)
         work = self._workload
-        batch = self._batch(work.eval_batch_size, work.eval_tokens)
-        with self._functions.on():
-            logits = self._built.model(**batch.inputs()).logits
-        if batch.labels.dim() == 1:
-            torch.nn.functional.cross_entropy(logits.float(), batch.labels, reduction="sum")
+        batch = self._batch(work.eval_batch_size, work.eval_tokens, work.eval_learned_tokens)
+        if batch.places_N is None:
+            summed_loss(self._logits(batch), batch.labels)
+        elif work.logits is Logits.LEARNED:
+            row_sums(self._logits(batch, batch.places_N), batch)
         else:
-            row_sums(logits, batch.labels)
+            logits = self._logits(batch)
+            row_sums(logits.flatten(0, 1).index_select(0, batch.places_N), batch)
         self._built.model.train()
 
     @torch.no_grad()
@@ -197,12 +198,9 @@ class _Run:
     def _forward_and_backward(self) -> None:
         work = self._workload
         self._tracker.begin(Phase.FORWARD)
-        batch = self._batch(work.batch_size, work.tokens)
+        batch = self._batch(work.batch_size, work.tokens, work.learned_tokens)
         if work.logits is Logits.LEARNED:
-            with self._functions.on():
-                logits = self._built.model(**batch.inputs()).logits
-            loss = summed_loss(logits, batch.labels)
-            del logits
+            loss = summed_loss(self._logits(batch, batch.places_N), batch.labels)
             output = None
         else:
             loss, output = self._model_loss(batch)
@@ -213,24 +211,32 @@ class _Run:
         )
         del output
 
+    def _logits(self, batch: Batch, places_N: torch.Tensor | None = None) -> torch.Tensor:
+        """Of some places, or of all."""
+        with self._functions.on(), only_places(self._built.model, places_N):
+            logits: torch.Tensor = self._built.model(**batch.inputs()).logits
+        return logits
+
     def _model_loss(self, batch: Batch) -> tuple[torch.Tensor, object]:
         """(loss, what a plain loop keeps) where the model computes the loss itself."""
         inputs = batch.inputs() if self._workload.padding is not Padding.NONE else {"input_ids": batch.input_ids_BT}
+        labels = batch.labels if batch.places_N is None else torch.empty_like(batch.input_ids_BT)
         with self._functions.on():
-            output = self._built.model(**inputs, labels=batch.labels, use_cache=self._workload.kv_cache)
+            output = self._built.model(**inputs, labels=labels, use_cache=self._workload.kv_cache)
         if self._workload.logits is Logits.KEPT:
             return output.loss, output
         if self._functions.is_cast:
             output.logits = output.logits.float()  # accelerate's ConvertOutputsToFp32
         return output.loss, None
 
-    def _batch(self, rows: int, tokens: int) -> Batch:
+    def _batch(self, rows: int, tokens: int, num_learned: int) -> Batch:
         """Tokens in the form that a worker gives them."""
         ids = torch.empty(rows, tokens, dtype=torch.long, device="meta")
         is_packed = self._workload.padding is Padding.PACKED
         return Batch(
             input_ids_BT=ids,
-            labels=ids.new_empty(rows) if head_names(self._built.base) else torch.empty_like(ids),
+            labels=ids.new_empty(num_learned),
+            places_N=None if head_names(self._built.base) else ids.new_empty(num_learned),
             attention_mask_BT=None if is_packed else torch.empty_like(ids),
             position_ids_BT=torch.empty_like(ids) if is_packed else None,
             num_tokens=rows * tokens,

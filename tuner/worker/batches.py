@@ -1,6 +1,6 @@
 """Which examples make up a batch, and their token ids as tensors. Runs on the worker.
 
-B is rows in a batch, T tokens of its longest row. A row is an example, or several of them packed.
+B is rows in a batch, T tokens of its longest row, N tokens that are learned. A row is an example, or several of them packed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 MEGABATCH = 16
 """Batches that are sorted by length together: bucketing costs 2.5 times fewer padded tokens than random order."""
-IGNORED = -100
-"""Label of a token that is not learned; what torch's cross entropy leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +25,9 @@ class Batch:
 
     input_ids_BT: torch.Tensor
     labels: torch.Tensor
-    """Class ids of shape (B,), or token ids of shape (B, T) with IGNORED where nothing is learned."""
+    """Class ids of shape (B,), or the ids of the tokens that are learned, of shape (N,)."""
+    places_N: torch.Tensor | None = None
+    """Place in B x T of what predicts each learned token, which is the token before it; None where classes are learned."""
     attention_mask_BT: torch.Tensor | None
     """1 for tokens, 0 for padding; None in packed batches."""
     position_ids_BT: torch.Tensor | None
@@ -98,15 +98,17 @@ def collate(data: Tokenized, indices: Sequence[int], *, pad_id: int, device: tor
         device: Where the batch goes.
     """
     rows = [torch.from_numpy(data.input_ids[index].astype("int64")) for index in indices]
+    ids_BT = _padded(rows, pad_id)
     if data.class_ids is not None:
-        labels = torch.from_numpy(data.class_ids[list(indices)])
+        labels, places_N = torch.from_numpy(data.class_ids[list(indices)]), None
     else:
-        labels = _padded([_token_labels(data, index) for index in indices], IGNORED)
+        labels, places_N = learned(ids_BT, _padded([_is_learned(data, index) for index in indices], 0))
     return Batch(
-        input_ids_BT=_padded(rows, pad_id).to(device),
+        input_ids_BT=ids_BT.to(device),
         attention_mask_BT=_padded([torch.ones_like(row) for row in rows], 0).to(device),
         position_ids_BT=None,
         labels=labels.to(device),
+        places_N=None if places_N is None else places_N.to(device),
         num_tokens=sum(map(len, rows)),
     )
 
@@ -128,11 +130,15 @@ def collate_packed(
     width = max(sum(len(ids[index]) for index in row) for row in rows)
     # Padding is a sequence of its own at the end of its row: it begins at position 0 and attends to itself.
     positions = [torch.cat([torch.arange(len(ids[index])) for index in row]) for row in rows]
+    ids_BT = _padded([torch.cat([ids[index] for index in row]) for row in rows], pad_id)
+    is_learned_BT = _padded([torch.cat([_is_learned(data, index) for index in row]) for row in rows], 0)
+    labels_N, places_N = learned(ids_BT, is_learned_BT)
     return Batch(
-        input_ids_BT=_padded([torch.cat([ids[index] for index in row]) for row in rows], pad_id).to(device),
+        input_ids_BT=ids_BT.to(device),
         attention_mask_BT=None,
         position_ids_BT=torch.stack([torch.cat([row, torch.arange(width - len(row))]) for row in positions]).to(device),
-        labels=_padded([torch.cat([_token_labels(data, index) for index in row]) for row in rows], IGNORED).to(device),
+        labels=labels_N.to(device),
+        places_N=places_N.to(device),
         num_tokens=sum(map(len, ids.values())),
     )
 
@@ -173,13 +179,18 @@ def evaluation_order(data: Tokenized, batch_size: int) -> list[list[int]]:
     return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
 
 
-def _token_labels(data: Tokenized, index: int) -> torch.Tensor:
-    """Token ids where they are learned, else IGNORED; never the first, which nothing comes before."""
+def learned(ids_BT: torch.Tensor, is_learned_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, places of what predicts them) of the tokens that are learned, row by row; both of shape (N,)."""
+    places_N = is_learned_BT.flatten().nonzero()[:, 0]
+    return ids_BT.flatten()[places_N], places_N - 1
+
+
+def _is_learned(data: Tokenized, index: int) -> torch.Tensor:
+    """Whether each token is; never the first, which nothing comes before."""
     assert data.is_target is not None  # noqa: S101 -- of a causal language model
-    ids = torch.from_numpy(data.input_ids[index].astype("int64"))
-    labels = torch.where(torch.from_numpy(data.is_target[index].copy()), ids, IGNORED)
-    labels[0] = IGNORED
-    return labels
+    is_learned = torch.from_numpy(data.is_target[index].copy()).bool()
+    is_learned[0] = False
+    return is_learned
 
 
 def _padded(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:

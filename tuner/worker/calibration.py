@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tuner.worker.lockstep import Lockstep, NotTogetherError
+from tuner.worker.lockstep import Lockstep
+from tuner.worker.sliced import NotTogetherError
 
 if TYPE_CHECKING:
     from tuner.worker.training import TrialRun

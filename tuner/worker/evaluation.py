@@ -18,7 +18,7 @@ from scipy import stats
 from torch.nn.functional import cross_entropy
 
 from tuner.trial import Metric
-from tuner.worker.batches import IGNORED, Batch
+from tuner.worker.batches import Batch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -109,36 +109,46 @@ class Choices:
 
 
 def forward(base: BaseModel, model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Logits of shape (B, C) or (B, T, V), in the type that the model gives."""
-    with base.autocast():
+    """Logits of shape (B, C), or (N, V) of what predicts the tokens that are learned, in the type that the model gives."""
+    with base.autocast(), only_places(model, batch.places_N):
         output = model(**batch.inputs())
     logits: torch.Tensor = output.logits
     return logits
 
 
-def learned(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits, labels) of what is learned: classes, or the completions' tokens, each with what predicts it, in float32.
+@contextlib.contextmanager
+def only_places(model: nn.Module, places_N: torch.Tensor | None) -> Iterator[None]:
+    """Inside, the output layer sees some tokens only, and `logits` has a row for each of them.
 
-    Only rows that count are turned into float32: of a long prompt with a short answer that is little.
+    Of a long prompt with a short answer that is little. Where words are many, logits are most of the memory, and of a small model
+    a fifth of the work.
+
+    Args:
+        model: A causal language model of transformers, or PEFT's wrapper of one.
+        places_N: In B x T; None for all.
     """
-    if labels.dim() == 1:
-        return logits.float(), labels
-    next_labels_BT = labels[:, 1:]
-    is_learned_BT = next_labels_BT != IGNORED
-    return logits[:, :-1][is_learned_BT].float(), next_labels_BT[is_learned_BT]
+    if places_N is None:
+        yield
+        return
+    output_layer: nn.Module = model.get_output_embeddings()  # type: ignore[operator]  # of transformers' models
+    hook = output_layer.register_forward_pre_hook(
+        lambda _, given: (given[0].flatten(0, -2).index_select(0, places_N), *given[1:])
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross entropy, summed over the classes or tokens that are learned."""
-    logits_NV, labels_N = learned(logits, labels)
-    return cross_entropy(logits_NV, labels_N, reduction="sum")
+    logits = logits.float()  # the caller's are freed, if it has no name for them
+    return cross_entropy(logits, labels, reduction="sum")
 
 
 def num_learned(batch: Batch) -> int:
     """Classes or tokens that a batch teaches."""
-    if batch.labels.dim() == 1:
-        return len(batch.labels)
-    return int((batch.labels[:, 1:] != IGNORED).sum())
+    return len(batch.labels)
 
 
 @torch.no_grad()
@@ -162,7 +172,7 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    if batches[0].labels.dim() == 1:
+    if batches[0].places_N is None:
         result = _classified(base, model, _each(batches, watch, beat))
     else:
         examined = _examined(base, model, _each(batches, watch, beat))
@@ -296,17 +306,17 @@ def _examined(base: BaseModel, model: nn.Module, batches: Iterable[Watched]) -> 
     found = []
     for batch, watching in batches:
         with watching:
-            logits_BTV = forward(base, model, batch)
-            found.append(row_sums(logits_BTV, batch.labels).cpu().numpy())
+            found.append(row_sums(forward(base, model, batch), batch).cpu().numpy())
     columns = np.concatenate(found, axis=1)
     return Examined(nll=columns[0], num_tokens=columns[1], num_right=columns[2])
 
 
-def row_sums(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+def row_sums(logits_NV: torch.Tensor, batch: Batch) -> torch.Tensor:
     """(summed cross entropy, tokens, right tokens) of each row, of shape (3, B)."""
-    logits_NV, labels_N = learned(logits_BTV, labels_BT)
-    row_N = (labels_BT[:, 1:] != IGNORED).nonzero()[:, 0]
-    nll_N = cross_entropy(logits_NV, labels_N, reduction="none").double()
-    right_N = (logits_NV.argmax(-1) == labels_N).double()
-    sums = torch.zeros(3, len(labels_BT), dtype=torch.float64, device=labels_BT.device)
-    return sums.index_add_(1, row_N, torch.stack([nll_N, torch.ones_like(nll_N), right_N]))
+    assert batch.places_N is not None  # noqa: S101 -- of a causal language model
+    num_rows, width = batch.input_ids_BT.shape
+    logits_NV = logits_NV.float()
+    nll_N = cross_entropy(logits_NV, batch.labels, reduction="none").double()
+    right_N = (logits_NV.argmax(-1) == batch.labels).double()
+    sums = torch.zeros(3, num_rows, dtype=torch.float64, device=batch.labels.device)
+    return sums.index_add_(1, batch.places_N // width, torch.stack([nll_N, torch.ones_like(nll_N), right_N]))

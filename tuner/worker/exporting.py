@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from tuner.config import SweepConfig
 from tuner.forms import Checked, Form, Request
 from tuner.worker.architecture import layers_of
-from tuner.worker.evaluation import evaluate, forward, learned
+from tuner.worker.evaluation import evaluate, forward
 from tuner.worker.forms import AdapterWeights, as_rank, as_serving, lost_share, read_adapter, write_adapter
 from tuner.worker.gguf import SUFFIX
 from tuner.worker.gguf_adapter import read_gguf_adapter, write_gguf_adapter
@@ -141,7 +141,7 @@ def _used(config: SweepConfig, loaded: Loaded, model: nn.Module) -> tuple[float,
     base, data = loaded.base, loaded.data.validation
     model.eval()
     score = evaluate(base, model, data.batches, data.choices).scores[config.metric].value
-    logits = [learned(forward(base, model, batch), batch.labels)[0].cpu() for batch in data.batches[:NUM_COMPARED]]
+    logits = [forward(base, model, batch).float().cpu() for batch in data.batches[:NUM_COMPARED]]
     if isinstance(model, PeftModel):
         model.unload()
     return score, logits

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from tuner.gpus import NUM_WORKSPACES, workspace_bytes
 from tuner.trial import MemoryKind
 from tuner.worker.dense import without_copies
 
@@ -73,7 +74,8 @@ class CudaPeak:
 class StepPeak:
     """What is resident of a trial plus the growth during its watched steps: on a CPU, and on a card with others beside it.
 
-    Beside others that is what it would have alone; what the allocator would have reserved for it is not known.
+    Beside others that is what it would have alone, with cuBLAS's workspaces, which stay in torch's allocator from the first
+    product on; what the allocator would have reserved for it is not known.
 
     Args:
         model: With its adapter; weights that others use too count as its own.
@@ -86,6 +88,7 @@ class StepPeak:
         self._model = model
         self._optimizer = optimizer
         self._device = device
+        self._beside_bytes = _workspaces_bytes(device)
         self._peak_bytes = 0
 
     @contextlib.contextmanager
@@ -94,7 +97,7 @@ class StepPeak:
         resident = resident_bytes(self._model, self._optimizer)
         with _cuda_growth(self._device) if self._device.type == "cuda" else _cpu_growth() as growth:
             yield
-        self._peak_bytes = max(self._peak_bytes, resident + growth())
+        self._peak_bytes = max(self._peak_bytes, self._beside_bytes + resident + growth())
 
     def peak_bytes(self) -> int:
         """Largest so far."""
@@ -123,6 +126,14 @@ def _cuda_growth(device: torch.device) -> Iterator[Callable[[], int]]:
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     yield lambda: torch.cuda.max_memory_allocated(device) - before
+
+
+def _workspaces_bytes(device: torch.device) -> int:
+    """What cuBLAS has in torch's allocator, one for the forward and one for the backward pass's thread; nothing on a CPU."""
+    if device.type != "cuda":
+        return 0
+    found = torch.cuda.get_device_properties(device)
+    return NUM_WORKSPACES * workspace_bytes((found.major, found.minor))
 
 
 def empty_cache(device: torch.device) -> None:

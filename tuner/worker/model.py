@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from tuner.worker.architecture import AUTO_CLASSES, layers_of, outer_linears, skeleton
+from tuner.worker.attention import take_over_attention
 from tuner.worker.dense import keep_copies, take_over
 from tuner.worker.gguf import SUFFIX, converted
 
@@ -90,6 +91,7 @@ def load_base(
     _keep_backward_right(model)
     if device.type == "cpu":
         keep_copies(model, dtype)
+        take_over_attention(model)
     else:
         take_over(model)
         # torch 2.11 takes cuDNN's attention on Hopper, which plans anew for each shape: 60 to 90 ms a pass on an H100, and

@@ -19,8 +19,9 @@ from tuner.trial import Result, Round, TrialSpec
 from tuner.worker.calibration import best_size
 from tuner.worker.host import BaseSpec, Loaded, Worker, load, pulse_of
 from tuner.worker.inspection import inspect_sweep
-from tuner.worker.lockstep import Lockstep, NotTogetherError
+from tuner.worker.lockstep import Lockstep
 from tuner.worker.pulse import HUNG, Pulse
+from tuner.worker.sliced import NotTogetherError
 from tuner.worker.stepping import Stepped, Steps
 from tuner.worker.training import TrialRun
 from tuner.worker.twin import twin_of

@@ -33,6 +33,7 @@ from tuner.trial import (
 )
 from tuner.worker.adapters import Adapted, attach, attach_nothing, attach_saved
 from tuner.worker.batches import Batch, BatchOrder, collate, collate_packed
+from tuner.worker.dropout import take_over_dropouts
 from tuner.worker.evaluation import Choices, Evaluation, evaluate, forward, summed_loss
 from tuner.worker.memory import CudaPeak, PeakMeter, StepPeak, empty_cache
 from tuner.worker.optimizer import build_optimizer
@@ -105,6 +106,8 @@ class TrialRun:
         lengths = data.train.input_ids.lengths
         self._order = BatchOrder(lengths, batch_size=config.training.batch_size, seed=spec.seed)
         self.adapted: Adapted = self._attach(adapter)
+        if base.device.type == "cpu":
+            take_over_dropouts(self.adapted.model)
         self.trainable = list(self.adapted.trainable().values())
         """What is trained."""
         self._optimizer = build_optimizer(self.adapted.model, spec, config.training.optimizer)
