@@ -232,11 +232,11 @@ class _Run:
     def _batch(self, rows: int, tokens: int, num_learned: int) -> Batch:
         """Tokens in the form that a worker gives them."""
         ids = torch.empty(rows, tokens, dtype=torch.long, device="meta")
-        is_packed = self._workload.padding is Padding.PACKED
+        is_packed, is_classified = self._workload.padding is Padding.PACKED, bool(head_names(self._built.base))
         return Batch(
             input_ids_BT=ids,
-            labels=ids.new_empty(num_learned),
-            places_N=None if head_names(self._built.base) else ids.new_empty(num_learned),
+            labels=ids.new_empty(rows if is_classified else num_learned),
+            places_N=None if is_classified else ids.new_empty(num_learned),
             attention_mask_BT=None if is_packed else torch.empty_like(ids),
             position_ids_BT=torch.empty_like(ids) if is_packed else None,
             num_tokens=rows * tokens,
