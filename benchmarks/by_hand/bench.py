@@ -127,6 +127,7 @@ def _overrides(example: str, asked: argparse.Namespace, place: Path) -> list[str
         "data.test=0",
         "confirm={}",
         "baselines={}",
+        "search.budget={}",
         f"model.name={asked.model or _model(config)}",
         f"resources.trials_per_worker={asked.trials_per_worker}",
         f"resources.max_concurrent_trials={_at_a_time(asked)}",
@@ -143,7 +144,7 @@ def _overrides(example: str, asked: argparse.Namespace, place: Path) -> list[str
             f"pruning.min_steps={min(asked.max_steps, config.rungs[0])}",
         ]
     if asked.what == "throughput":
-        overrides += ["pruning.method=none", "search.budget={}"]
+        overrides.append("pruning.method=none")
     return overrides
 
 
