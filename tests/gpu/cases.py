@@ -74,7 +74,7 @@ def write_case(folder: Path, case: Case, *, is_rehearsal: bool) -> Path:
         "training": {"task": "causal-lm", "max_steps": STEPS, "batch_size": case.rows, "eval_batch_size": case.rows},
         "search.num_trials": 2,
         "search.seed": 1,  # draws one of each
-        "search.space": ADAPTERS,
+        "search.space": dict(ADAPTERS),
         "pruning": {"method": "none"},
         "resources": {"backend": "local", "gpus_per_trial": 0 if is_rehearsal else 1},
     }

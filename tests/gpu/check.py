@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "optuna", "accelerate")
-LIMIT_S = 110
+LIMIT_S = 200
 """Of a part."""
 MEMORY_PARTS = 3
 STAGES = (
     ("start",),
-    ("tests", *(f"memory-{share}" for share in range(MEMORY_PARTS))),
     ("together",),
+    ("tests", *(f"memory-{share}" for share in range(MEMORY_PARTS))),
     ("sweep",),
 )
 """Parts that run at the same time."""

@@ -17,8 +17,12 @@ from tests.bases import CPU, tiny_base, tokens_of
 from tests.builders import make_config, make_lora, make_spec
 from tuner.lora import LoraSpec
 from tuner.trial import Metric, Metrics
+from tuner.worker import evaluation
 from tuner.worker.adapters import Adapted, attach
 from tuner.worker.batches import Batch, collate, collate_packed, evaluation_batches
+from tuner.worker.beginning import FAMILIES as SHARING
+from tuner.worker.beginning import is_shared
+from tuner.worker.dense import without_copies
 from tuner.worker.evaluation import (
     Choices,
     Evaluation,
@@ -163,6 +167,64 @@ def test_logits_of_what_is_learned_are_those_of_a_whole_pass(name: str) -> None:
     whole_BTV = base.model(**batch.inputs()).logits
     assert logits_NV.shape == (13, whole_BTV.shape[-1])
     torch.testing.assert_close(logits_NV, whole_BTV.flatten(0, 1)[batch.places_N], rtol=1e-5, atol=1e-6)
+
+
+def beginning_alike(num_common: int) -> Batch:
+    """Three texts that begin with the same tokens."""
+    data = tokens_of([(9, 1), (10, 2), (9, 3)])
+    for index in range(1, 3):
+        data.input_ids[index][:num_common] = data.input_ids[0][:num_common]
+    batch = collate(data, range(3), pad_id=0, device=CPU)
+    assert batch.num_common == num_common
+    return batch
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.is_causal])
+def test_a_common_beginning_that_is_computed_once_changes_neither_loss_nor_gradient(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, found = build_base(FAMILIES[name], "causal-lm"), []
+    batch = beginning_alike(8)
+    adapted = with_random_b(attach(base, make_lora(target_modules=("all-linear",)), seed=0))
+    adapted.model.eval()
+    is_tried = is_shared(base, adapted.model, batch)
+
+    for is_asked in (False, True):
+        monkeypatch.setattr(evaluation, "is_shared", lambda *_, shares=is_asked: shares)
+        if is_asked and not is_tried:
+            continue
+        loss = summed_loss(forward(base, adapted.model, batch), batch.labels)
+        grads = torch.autograd.grad(loss, list(adapted.trainable().values()))
+        found.append((loss.detach(), torch.cat([grad.flatten() for grad in grads])))
+
+    assert is_tried is (base.model.config.model_type in SHARING)
+    assert is_tried is (name not in {"opt", "falcon", "bloom"})
+    for one, other in zip(found[0], found[-1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_beginning_is_not_shared_where_it_would_not_pay_or_not_be_the_same() -> None:
+    batch = beginning_alike(8)
+    plain, dropping = (
+        attach(tiny_base(), make_lora(target_modules=("q_proj",), lora_dropout=p), seed=0).model for p in (0.0, 0.1)
+    )
+    base = tiny_base()
+
+    assert is_shared(base, plain.train(), batch)
+    assert is_shared(base, dropping.eval(), batch)
+    assert not is_shared(base, dropping.train(), batch)
+    assert not is_shared(base, plain, beginning_alike(1))
+    with without_copies():
+        assert not is_shared(base, plain, batch)
+
+
+def test_what_is_learned_is_never_in_the_common_beginning() -> None:
+    alike = tokens_of([(4, 3), (4, 3)])
+    alike.input_ids[1][:] = alike.input_ids[0][:]
+
+    assert (
+        collate(alike, range(2), pad_id=0, device=CPU).num_common == 3
+    )  # the fourth predicts the first that is learned
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.is_causal])

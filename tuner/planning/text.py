@@ -52,8 +52,8 @@ def plan_text(plan: Plan, *, is_explained: bool, price: float | None = None) -> 
 
 COLUMNS = ("parameters", "allocated", "reserved", "with context", "peak in", "verdict", "side by side", "in one worker")
 NOTE = (
-    "Predicted from shapes, not measured. Checked against runs on a Tesla T4 and an H100 (docs/memory.md); other cards, generation and\n"
-    "full fine-tuning were not run on a GPU."
+    "Predicted from shapes, not measured. Checked against runs on a Tesla T4 and an H100 (docs/memory.md); other cards,\n"
+    "generation and full fine-tuning were not run on a GPU."
 )
 
 

@@ -56,7 +56,7 @@ def attention_forward(
     scores = query @ repeat_kv(key, groups).transpose(2, 3) * scaling
     mask = attention_mask
     if mask is None and _is_causal(module, kwargs):
-        mask = torch.ones(scores.shape[2:], dtype=torch.bool).tril()
+        mask = torch.ones(scores.shape[2:], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1)
@@ -66,13 +66,12 @@ def attention_forward(
 
 
 def _pays(query: torch.Tensor, key: torch.Tensor, dropout: float) -> bool:
-    num_tokens = query.shape[2]
-    if query.is_cuda or num_tokens != key.shape[2]:
+    if query.is_cuda:
         return False
     if dropout:
         return True
     most = MOST_TOKENS if torch.is_grad_enabled() else MOST_TOKENS_FORWARD
-    return query.dtype is torch.bfloat16 and num_tokens <= most and not Dense.num_unused
+    return query.dtype is torch.bfloat16 and key.shape[2] <= most and not Dense.num_unused
 
 
 def _is_causal(module: nn.Module, given: dict[str, Any]) -> bool:

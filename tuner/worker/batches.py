@@ -34,6 +34,8 @@ class Batch:
     """Packed batches: positions that begin anew with each example, by which transformers keeps attention inside of it."""
     num_tokens: int
     """Tokens without padding."""
+    num_common: int = 0
+    """Tokens with which all rows begin, of which none is learned; 0 where nobody has looked."""
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """Arguments of the model."""
@@ -110,6 +112,7 @@ def collate(data: Tokenized, indices: Sequence[int], *, pad_id: int, device: tor
         labels=labels.to(device),
         places_N=None if places_N is None else places_N.to(device),
         num_tokens=sum(map(len, rows)),
+        num_common=0 if places_N is None else num_common(ids_BT, places_N),
     )
 
 
@@ -177,6 +180,18 @@ def evaluation_order(data: Tokenized, batch_size: int) -> list[list[int]]:
     lengths = data.input_ids.lengths
     order = sorted(range(len(data)), key=lambda index: lengths[index])
     return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+
+
+def num_common(ids_BT: torch.Tensor, places_N: torch.Tensor) -> int:
+    """Tokens with which all rows begin, all before the first that predicts a learned one.
+
+    Args:
+        ids_BT: Padded on the right.
+        places_N: Of what predicts the learned tokens.
+    """
+    most = int((places_N % ids_BT.shape[1]).min()) if len(places_N) else 0
+    differs_T = (ids_BT[:, :most] != ids_BT[0, :most]).any(0)
+    return int(differs_T.int().argmax()) if bool(differs_T.any()) else most
 
 
 def learned(ids_BT: torch.Tensor, is_learned_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

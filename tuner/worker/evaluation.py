@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from tuner.trial import Metric
 from tuner.worker.batches import Batch
+from tuner.worker.beginning import cached, is_shared, rest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -110,8 +111,15 @@ class Choices:
 
 def forward(base: BaseModel, model: nn.Module, batch: Batch) -> torch.Tensor:
     """Logits of shape (B, C), or (N, V) of what predicts the tokens that are learned, in the type that the model gives."""
-    with base.autocast(), only_places(model, batch.places_N):
-        output = model(**batch.inputs())
+    if batch.num_common and is_shared(base, model, batch):
+        inputs, places_N = rest(batch)
+        with base.autocast():
+            cache = cached(model, batch)
+            with only_places(model, places_N):
+                output = model(**inputs, past_key_values=cache, use_cache=True)
+    else:
+        with base.autocast(), only_places(model, batch.places_N):
+            output = model(**batch.inputs())
     logits: torch.Tensor = output.logits
     return logits
 
