@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import make_config, make_prediction, make_record, make_spec
-from tuner.backends.placement import LEAST_AHEAD, MOST_OVERTAKING, Placement, asked_of, num_beside, require_room
+from tuner.backends.placement import LEAST_AHEAD, MOST_OVERTAKING, Placement, asked_of, require_room
 from tuner.errors import ResourcesError
 from tuner.gpus import GPUS, Gpu
 from tuner.placing import CARD_LABEL, Cluster, Node, Request
@@ -348,20 +348,3 @@ def test_whatever_sizes_come_all_trials_get_through_and_every_card_holds_what_is
         world.placement.ended(str(number))
         world.pass_time(draws.choice([0.1, 20.0]))
         num_ended += 1
-
-
-@pytest.mark.parametrize(
-    ("resources", "nodes", "num"),
-    [
-        ({}, [cpu_node(4)], 3),
-        ({"cpus_per_trial": 2}, [cpu_node(4)], 1),
-        ({"max_concurrent_trials": 2}, [cpu_node(4)], 1),
-        ({}, [cpu_node(1)], 0),
-        ({}, [cpu_node(4), cpu_node(4)], 0),  # where trials will run is not known
-        ({"gpus_per_trial": 1}, [gpu_node("T4-16GB")], 0),  # torch would find no card, and not look again
-    ],
-)
-def test_processes_import_beside_the_look_where_trials_will_surely_run_in_them(
-    resources: dict[str, Any], nodes: list[Node], num: int
-) -> None:
-    assert num_beside(make_config(resources=resources).resources, Cluster(nodes=tuple(nodes))) == num

@@ -254,14 +254,6 @@ def require_room(asked: Asked, cluster: Cluster) -> None:
         )
 
 
-def num_beside(resources: ResourcesConfig, cluster: Cluster) -> int:
-    """Processes that may import what trials need while another looks at model and data: if all run on one node without a card."""
-    if len(cluster.nodes) != 1 or cluster.is_open or resources.uses_gpu:
-        return 0
-    room = trials_on(cluster.nodes[0], asked_of(resources).most)
-    return max(0, min(room, resources.max_concurrent_trials or room) - 1)
-
-
 def _kind(node: Node, count: int = 1) -> Node:
     """A node as one of its kind, however many there are."""
     return Node(cpus=node.cpus, gpus=node.gpus, labels=node.labels, count=count)

@@ -28,9 +28,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from tuner.backends import StudyVerbs, TrialWorker, WorkerFactory, hand_in, worker_environment
+from tuner.backends import StudyVerbs, TrialWorker, hand_in, worker_environment
 from tuner.backends.crew import build_crew, first_room
-from tuner.backends.placement import Placement, asked_of, num_beside, require_room
+from tuner.backends.placement import Placement, asked_of, require_room
 from tuner.backends.ray_connection import join_cluster
 from tuner.backends.ray_placement import (
     REQUEST,
@@ -93,11 +93,8 @@ class RayBackend:
         require_room(asked, cluster)
         request = inspecting_request(asked, cluster.nodes)
         with reserved(request, config.resources.node_wait_s) as place:
-            warm = ray.remote(_warm_up).options(num_cpus=0)
-            coming = [warm.remote(self._worker, config) for _ in range(num_beside(config.resources, cluster))]
             look = ray.remote(_inspect).options(num_cpus=request.cpus, num_gpus=request.gpus, scheduling_strategy=place)
             inspection: Inspection = ray.get(look.remote(self._worker, config))
-            ray.get(coming)
         return replace(inspection, problems=(*inspection.problems, *_logging_problems(config)))
 
     def run(self, config: SweepConfig, folder: Path, study: StudyVerbs) -> None:
@@ -347,19 +344,9 @@ def _fit(tuner: tune.Tuner, verbs: _Remembering) -> None:
 
 
 def _inspect(worker: str, config: SweepConfig) -> Inspection:
-    look: TrialWorker = _import(worker, config)(config, None)
-    return look.inspect()
-
-
-def _warm_up(worker: str, config: SweepConfig) -> None:
-    _import(worker, config)
-
-
-def _import(worker: str, config: SweepConfig) -> WorkerFactory:
-    """What trains, in a process that has torch from now on; Ray gives such a process to a trial later."""
     os.environ.update(worker_environment(config))
-    factory: WorkerFactory = pkgutil.resolve_name(worker)
-    return factory
+    look: TrialWorker = pkgutil.resolve_name(worker)(config, None)
+    return look.inspect()
 
 
 def _logging_problems(config: SweepConfig) -> tuple[tuple[str, str], ...]:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import stats
 from torch.nn.functional import cross_entropy
 
 from tuner.trial import Metric
@@ -67,6 +66,8 @@ class Evaluation:
             metric: One that was measured.
             order: Which example of the data each row was, in the order of the batches.
         """
+        from scipy import stats  # noqa: PLC0415 -- half a second, which a process that only trains need not spend
+
         # choices are told by the examples' own order already, for each has several rows
         rows = np.arange(len(order)) if metric is Metric.CHOICE_ACCURACY else np.argsort(order)
         statistic = self.statistics[metric]
