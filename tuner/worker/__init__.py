@@ -15,6 +15,7 @@ def _uncompiled(function: Callable[..., Any] | None = None, **_: object) -> Any:
     return function if function is not None else lambda decorated: decorated
 
 
-# bitsandbytes 0.50 has torch's compiler imported, a fifth of what a worker takes to start, for kernels where it has none of its own.
+# bitsandbytes 0.50 has torch's compiler imported, a fifth of what a worker takes to start, for kernels where it has none of its
+# own.
 with mock.patch.object(torch, "compile", new=_uncompiled):
     import bitsandbytes  # noqa: F401
