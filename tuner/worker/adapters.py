@@ -258,13 +258,3 @@ def _rank_of(layer: Any) -> int:  # noqa: ANN401 -- a PEFT layer
 def _is_expected(name: str, heads: tuple[str, ...], bias: Bias) -> bool:
     is_bias = bias is not Bias.NONE and name.endswith(".bias")
     return ".lora_" in name or is_bias or name.startswith(tuple(f"{head}.modules_to_save." for head in heads))
-
-
-def leave_casts_to_autocast(model: nn.Module) -> None:
-    """Keep PEFT (0.21) from turning what a plain LoRA sees into float32 under a CPU's autocast, which would turn it back at once.
-
-    It asks `torch.is_autocast_enabled()`, which without a device tells of CUDA alone. DoRA computes norms with it, and keeps it.
-    """
-    for module in model.modules():
-        if isinstance(module, LoraLayer) and not module.lora_variant:
-            module.cast_input_dtype_enabled = False

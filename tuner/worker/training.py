@@ -31,7 +31,7 @@ from tuner.trial import (
     TrialSpec,
     TrialState,
 )
-from tuner.worker.adapters import Adapted, attach, attach_nothing, attach_saved, leave_casts_to_autocast
+from tuner.worker.adapters import Adapted, attach, attach_nothing, attach_saved
 from tuner.worker.batches import Batch, BatchOrder, collate, collate_packed
 from tuner.worker.dropout import take_over_dropouts
 from tuner.worker.evaluation import Choices, Evaluation, evaluate, forward, summed_loss
@@ -108,8 +108,6 @@ class TrialRun:
         self.adapted: Adapted = self._attach(adapter)
         if base.device.type == "cpu":
             take_over_dropouts(self.adapted.model)
-            if base.compute_dtype is not torch.float32:
-                leave_casts_to_autocast(self.adapted.model)
         self.trainable = list(self.adapted.trainable().values())
         """What is trained."""
         self._optimizer = build_optimizer(self.adapted.model, spec, config.training.optimizer)
