@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 NAME = "tuner_cpu"
 """By which transformers finds it."""
-MOST_TOKENS, MOST_TOKENS_FORWARD = 256, 128
-"""It pays up to so many, with a backward pass and without."""
+MOST_TOKENS = 256
+"""It pays up to so many, and where a backward pass follows."""
 
 
 def take_over_attention(model: PreTrainedModel) -> None:
@@ -70,8 +70,8 @@ def _pays(query: torch.Tensor, key: torch.Tensor, dropout: float) -> bool:
         return False
     if dropout:
         return True
-    most = MOST_TOKENS if torch.is_grad_enabled() else MOST_TOKENS_FORWARD
-    return query.dtype is torch.bfloat16 and key.shape[2] <= most and not Dense.num_unused
+    is_short_in_16_bits = query.dtype is torch.bfloat16 and key.shape[2] <= MOST_TOKENS
+    return is_short_in_16_bits and torch.is_grad_enabled() and not Dense.num_unused
 
 
 def _is_causal(module: nn.Module, given: dict[str, Any]) -> bool:

@@ -37,6 +37,8 @@ def is_shared(base: BaseModel, model: nn.Module, batch: Batch) -> bool:
         return False
     config = base.model.config
     window = getattr(config, "sliding_window", None)
+    if base.config.quantization == "int8":
+        return False  # which columns bitsandbytes keeps in 16 bits depends on all rows that it sees at once
     if config.model_type not in FAMILIES or (window is not None and window < tokens):
         return False
     return not model.training or not (base.model.is_gradient_checkpointing or _drops(base, model))
