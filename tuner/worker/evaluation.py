@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -289,9 +289,12 @@ def _exp(loss: float) -> float:
 
 
 def _each(batches: Sequence[Batch], watch: Watch, beat: Callable[[], None]) -> Iterator[Watched]:
-    for index, batch in enumerate(batches):
+    for batch in batches[:-1]:
         beat()
-        yield batch, watch() if index == len(batches) - 1 else contextlib.nullcontext()
+        yield batch, contextlib.nullcontext()
+    beat()
+    # the largest is never computed in parts, so that scores don't hang on whether its memory is measured
+    yield replace(batches[-1], num_common=0), watch()
 
 
 def _classified(base: BaseModel, model: nn.Module, batches: Iterable[Watched]) -> Evaluation:
