@@ -87,6 +87,7 @@ class Predictor:
         if self._process is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()  # type: ignore[union-attr]
+            self._process.terminate()  # it may still be importing torch, and has nothing to lose
             self._process.wait()
             self._process.stdout.close()  # type: ignore[union-attr]
             self._process = None

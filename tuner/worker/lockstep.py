@@ -19,12 +19,11 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tuner.worker.architecture import head_names, layers_of
 from tuner.worker.attention import NAME as CPU_ATTENTION
-from tuner.worker.attention import attention_forward
 from tuner.worker.batches import Batch
 from tuner.worker.dropout import Dropout
 from tuner.worker.evaluation import forward, summed_loss
@@ -169,15 +168,14 @@ class Lockstep:
 
     def _put_attention(self) -> None:
         """Attention draws for the dropout of its weights too."""
-        is_ours = getattr(self._base.model.config, "_attn_implementation", None) == CPU_ATTENTION
-        alone = attention_forward if is_ours else sdpa_attention_forward
         AttentionInterface.register(ATTENTION, sliced_attention)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+        asked = self._base.model.config._attn_implementation  # noqa: SLF001 -- no public name
         for name, module in self._lead.named_modules():
             config: Any = getattr(module, "config", None)
             if getattr(config, "_attn_implementation", None) in {"sdpa", CPU_ATTENTION, ATTENTION}:
-                config._attn_implementation = ATTENTION  # noqa: SLF001 -- no public name
-                module.lockstep = (name, self._slices, alone)
+                config._attn_implementation = ATTENTION  # noqa: SLF001
+                module.lockstep = (name, self._slices, ALL_ATTENTION_FUNCTIONS[asked])
 
 
 def _joint(batches: Sequence[Batch], width: int, pad_id: int) -> Batch:
