@@ -129,7 +129,7 @@ def _cuda_growth(device: torch.device) -> Iterator[Callable[[], int]]:
 
 
 def _workspaces_bytes(device: torch.device) -> int:
-    """What cuBLAS has in torch's allocator, one for the forward and one for the backward pass's thread; nothing on a CPU."""
+    """What cuBLAS keeps in torch's allocator; nothing on a CPU."""
     if device.type != "cuda":
         return 0
     found = torch.cuda.get_device_properties(device)

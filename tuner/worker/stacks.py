@@ -28,8 +28,6 @@ class Stack:
         known = [_parts(adapter) for adapter in adapters if adapter is not None]
         self._rank = -(-max(lora_A.shape[0] for lora_A, _, _ in known) // RANK_STEP) * RANK_STEP
         lora_A, lora_B, _ = known[0]
-        self.dtype = lora_A.dtype
-        """Of the adapters."""
         zeros_A = lora_A.new_zeros(self._rank, lora_A.shape[1])
         zeros_B = lora_B.new_zeros(lora_B.shape[0], self._rank)
         self._rows, self._columns = [], []
