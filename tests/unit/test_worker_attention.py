@@ -43,6 +43,20 @@ def test_values_and_gradients_are_torchs(mask: str, num_keys: int) -> None:
 
 
 @pytest.mark.usefixtures("_always")
+@pytest.mark.parametrize("is_added", [False, True])
+def test_a_row_that_sees_nothing_is_no_number_that_spreads(is_added: bool) -> None:
+    query = torch.randn(1, 2, 4, 8, requires_grad=True)
+    is_seen = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+    is_seen[..., 3, :] = False
+    mask = torch.where(is_seen, 0.0, -torch.inf) if is_added else is_seen
+
+    values, _ = attention_forward(nn.Identity(), query, query, query, mask)
+
+    assert values.isfinite().all()
+    assert torch.autograd.grad(values.sum(), query)[0].isfinite().all()
+
+
+@pytest.mark.usefixtures("_always")
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"t5"}))  # whose encoder and decoder no trial trains
 def test_a_model_gives_what_it_gave(name: str) -> None:
     base = build_base(FAMILIES[name], task_of(FAMILIES[name]))

@@ -57,8 +57,11 @@ def attention_forward(
     mask = attention_mask
     if mask is None and _is_causal(module, kwargs):
         mask = torch.ones(scores.shape[2:], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    if (
+        mask is not None
+    ):  # padding far from all text sees nothing where attention is local: no infinity, or it would spread
+        hidden = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~mask, hidden) if mask.dtype == torch.bool else (scores + mask).clamp(min=hidden)
     weights = scores.softmax(-1)
     if dropout:
         weights = dropped(weights, dropout)
