@@ -223,9 +223,11 @@ class PeakMemory(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Watch the first."""
+        if state.global_step:
+            return
         if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats() if state.global_step == 0 else None
-        elif state.global_step == 0:
+            torch.cuda.reset_peak_memory_stats()
+        else:
             self._resident = sum(_storages(rest["model"]).values())
             self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
             self._profile.start()

@@ -22,6 +22,8 @@ from tuner.worker.dense import Dense
 from tuner.worker.dropout import dropped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import PreTrainedModel
 
 NAME = "tuner_cpu"
@@ -30,10 +32,15 @@ MOST_TOKENS = 256
 """It pays up to so many, and where a backward pass follows."""
 
 
+def register(name: str, forward: Callable[..., tuple[torch.Tensor, None]]) -> None:
+    """Have transformers find an attention by a name, and give it the masks that torch's function takes."""
+    AttentionInterface.register(name, forward)
+    AttentionMaskInterface.register(name, sdpa_mask)
+
+
 def take_over_attention(model: PreTrainedModel) -> None:
     """Have a model on a CPU attend our way, if it would by torch's function."""
-    AttentionInterface.register(NAME, attention_forward)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    register(NAME, attention_forward)
     if model.config._attn_implementation == "sdpa":  # noqa: SLF001 -- no public name
         model.set_attn_implementation(NAME)
 

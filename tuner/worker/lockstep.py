@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn.functional import pad
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tuner.worker.architecture import head_names, layers_of
 from tuner.worker.attention import NAME as CPU_ATTENTION
+from tuner.worker.attention import register
 from tuner.worker.batches import Batch
 from tuner.worker.dropout import Dropout
 from tuner.worker.evaluation import forward, summed_loss
@@ -168,8 +167,7 @@ class Lockstep:
 
     def _put_attention(self) -> None:
         """Attention draws for the dropout of its weights too."""
-        AttentionInterface.register(ATTENTION, sliced_attention)
-        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+        register(ATTENTION, sliced_attention)
         asked = self._base.model.config._attn_implementation  # noqa: SLF001 -- no public name
         for name, module in self._lead.named_modules():
             config: Any = getattr(module, "config", None)
