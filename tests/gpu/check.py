@@ -2,7 +2,7 @@
 
     python tests/gpu/check.py --out gpu.json                # models of 1 and 7B parameters, built on the spot
     python tests/gpu/check.py --out cpu.json --rehearse     # the same motions with a tiny model on the CPU
-    python tests/gpu/check.py --out gpu.json --only memory together
+    python tests/gpu/check.py --out gpu.json --only start together
 
 Each part runs in a process of its own, so that one that fails leaves the others alone, and what is not timed runs side by side:
 
