@@ -11,6 +11,7 @@ import torch
 from bitsandbytes.functional import QuantState
 from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from peft import get_peft_model
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from tuner.layers import Layer, ranks_of
 from tuner.lora import Bias, Init, LoraSpec
@@ -40,8 +41,8 @@ class Built:
     """With its adapter."""
     base: PreTrainedModel
     """transformers' model inside."""
-    loaded_bytes: Mapping[int, int]
-    """id of a parameter -> bytes that it had as it was loaded, before it was quantized or cast."""
+    loaded_bytes: Mapping[torch.Tensor, int]
+    """Parameter, by identity -> bytes that it had as it was loaded, before it was quantized or cast."""
 
     def trained(self) -> list[nn.Parameter]:
         """What the optimizer gets."""
@@ -68,12 +69,12 @@ def build(
             config, dtype=dtype, attn_implementation=ATTENTION.get(workload.attention, workload.attention)
         )
         model.requires_grad_(requires_grad=is_full)
-        loaded = {id(parameter): parameter.nbytes for parameter in model.parameters()}
+        loaded = WeakTensorKeyDictionary({parameter: parameter.nbytes for parameter in model.parameters()})
         heads = head_names(model)
         if workload.quantization != "none" and not is_full:
-            loaded |= _quantize(model, workload)
+            _quantize(model, workload, loaded)
         if workload.upcast:
-            loaded |= _upcast(model)
+            _upcast(model, loaded)
         for name in heads:
             model.get_submodule(name).to(torch.float32).requires_grad_(requires_grad=True)
         if workload.gradient_checkpointing:
@@ -103,18 +104,16 @@ def _adapted(model: Any, lora: LoraSpec, heads: tuple[str, ...], workload: Workl
     return wrapped
 
 
-def _quantize(model: nn.Module, workload: Workload) -> dict[int, int]:
-    """Put 4-bit layers in place of the blocks' linear layers; returns what their weights had before, by id."""
-    loaded = {}
+def _quantize(model: nn.Module, workload: Workload, loaded: WeakTensorKeyDictionary) -> None:
+    """Put 4-bit layers in place of the blocks' linear layers, and note what their weights had before."""
     for layer in layers_of(model):
         plain: Any = model.get_submodule(layer.name)
         quantized = _quantized(plain, layer, workload)
-        loaded[id(quantized.weight)] = plain.weight.nbytes
+        loaded[quantized.weight] = plain.weight.nbytes
         if quantized.bias is not None:
-            loaded[id(quantized.bias)] = plain.bias.nbytes
+            loaded[quantized.bias] = plain.bias.nbytes
         model.set_submodule(layer.name, quantized)
     model.is_loaded_in_4bit = True  # type: ignore[assignment]  # PEFT asks for it
-    return loaded
 
 
 def _quantized(plain: Any, like: Layer, workload: Workload) -> Linear4bit:
@@ -166,11 +165,9 @@ def _quantization_state(rows: int, columns: int, dtype: torch.dtype, workload: W
     )
 
 
-def _upcast(model: nn.Module) -> dict[int, int]:
+def _upcast(model: nn.Module, loaded: WeakTensorKeyDictionary) -> None:
     """As PEFT's `prepare_model_for_kbit_training` (0.21): whatever is not quantized becomes float32."""
-    loaded = {}
     for parameter in model.parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16) and not isinstance(parameter, Params4bit):
-            loaded[id(parameter)] = parameter.nbytes
+            loaded[parameter] = parameter.nbytes
             parameter.data = parameter.data.to(torch.float32)
-    return loaded

@@ -96,8 +96,8 @@ def _put_in_place(built: Built, tracker: Tracker) -> dict[int, int]:
         part = Part.ADAPTERS if parameter.requires_grad else Part.QUANTIZED if is_packed else Part.WEIGHTS
         before = len(tracker.storages)
         tracker.add(parameter, part, "parameter")
-        if len(tracker.storages) > before and id(parameter) in built.loaded_bytes:
-            loaded[len(tracker.storages)] = built.loaded_bytes[id(parameter)]
+        if len(tracker.storages) > before and parameter in built.loaded_bytes:
+            loaded[len(tracker.storages)] = built.loaded_bytes[parameter]
     for buffer in built.model.buffers():
         tracker.add(buffer, Part.WEIGHTS, "buffer")
     for tensor in quantization_tensors(built.model):
