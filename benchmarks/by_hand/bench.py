@@ -34,6 +34,8 @@ RESULTS = HERE / "results.json"
 EXAMPLES = ("quickstart", "tool-calling-smollm2")
 PROGRAMS = ("tuner", "by-hand")
 NUM_WORKERS = 2
+MOST_TRIALS = 1000
+"""Of a front, which ends by its limit of time."""
 RUNS = TypeAdapter(list[Run])
 Kind = tuple[str, bool, int, str, int, str]
 
@@ -67,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--without-cudnn-attention", action="store_true", help="by hand, on a card")
     parser.add_argument("--model", help="a folder, in place of the example's model")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of both programs; what `auto` is by default")
-    parser.add_argument("--time-limit-s", type=float, default=3600.0, help="of a front by hand")
+    parser.add_argument("--time-limit-s", type=float, default=3600.0, help="of a front")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--fresh", action="store_true", help="forget the runs in results.json")
     return parser.parse_args()
@@ -127,7 +129,7 @@ def _overrides(example: str, asked: argparse.Namespace, place: Path) -> list[str
         "data.test=0",
         "confirm={}",
         "baselines={}",
-        "search.budget={}",
+        "search.budget={}",  # a front has a limit of time
         f"model.name={asked.model or _model(config)}",
         f"resources.trials_per_worker={asked.trials_per_worker}",
         f"resources.max_concurrent_trials={_at_a_time(asked)}",
@@ -145,6 +147,8 @@ def _overrides(example: str, asked: argparse.Namespace, place: Path) -> list[str
         ]
     if asked.what == "throughput":
         overrides.append("pruning.method=none")
+    else:
+        overrides += [f"search.num_trials={MOST_TRIALS}", f"search.budget.time_s={asked.time_limit_s}"]
     return overrides
 
 
@@ -219,7 +223,7 @@ def _job(
         "gpus_per_trial": 1 / asked.workers if asked.on_gpu else 0,
         "has_cudnn_attention": not asked.without_cudnn_attention,
         "is_pruned": is_pruned,
-        "num_trials": 1000 if is_pruned else config.search.num_trials,
+        "num_trials": config.search.num_trials,
         "time_limit_s": asked.time_limit_s if is_pruned else None,
         "points": points,
         "out": str(out),
@@ -235,7 +239,7 @@ def _points(run: Run, runs: list[Run]) -> list[dict[str, Any]]:
 
 
 def _kind(run: Run) -> Kind:
-    """Runs that may be compared are of one kind; by hand a search has no number of trials but a limit of time."""
+    """Runs that may be compared are of one kind."""
     return run.example, run.is_pruned, run.max_steps, run.dtype, run.num_trials, run.device
 
 

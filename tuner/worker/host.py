@@ -220,8 +220,13 @@ class Worker:
         """The base in the form that a trial needs; the one before goes first, for both may not fit."""
         if self._loaded is None or self._loaded.spec != wanted:
             self._loaded = None
+            gc.unfreeze()
             _free_memory()
             self._loaded = self._loads(self._config, wanted)
+            if is_own_process(
+                self._config
+            ):  # what stays for all trials need not be searched for cycles after each of them
+                gc.freeze()
         return self._loaded
 
     def _forget(self) -> None:
@@ -267,7 +272,12 @@ def base_for(config: SweepConfig, spec: TrialSpec) -> BaseSpec:
 
 def pulse_of(config: SweepConfig) -> Pulse:
     """A heartbeat with the sweep's limit, where the process is the worker's own: to end the driver's would end the sweep."""
-    return Pulse(None if config.resources.backend == "local" else config.resources.heartbeat_limit_s)
+    return Pulse(config.resources.heartbeat_limit_s if is_own_process(config) else None)
+
+
+def is_own_process(config: SweepConfig) -> bool:
+    """Whether nobody else lives in the worker's process."""
+    return config.resources.backend != "local"
 
 
 def device_of(config: SweepConfig) -> torch.device:

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ from tuner.trial import (
 from tuner.worker.adapters import Adapted, attach, attach_nothing, attach_saved
 from tuner.worker.batches import Batch, BatchOrder, collate, collate_packed
 from tuner.worker.dropout import take_over_dropouts
-from tuner.worker.evaluation import Choices, Evaluation, evaluate, forward, summed_loss
+from tuner.worker.evaluation import Choices, Evaluation, Watch, evaluate, forward, summed_loss
 from tuner.worker.memory import CudaPeak, PeakMeter, StepPeak, empty_cache
 from tuner.worker.optimizer import build_optimizer
 from tuner.worker.pulse import UNWATCHED, Pulse
@@ -120,6 +121,8 @@ class TrialRun:
         if config.training.gradient_checkpointing:
             use_checkpointing(base.model)
         self._memory = self._build_meter()
+        self._watched_tokens = 0
+        self._is_evaluation_watched = False
         self.steps = 0
         """Optimizer steps done."""
         self._tokens, self._train_s = 0, 0.0
@@ -147,7 +150,7 @@ class TrialRun:
         start_s = time.perf_counter()
         # an evaluation's logits fit into no block of a training step: without this both would stay reserved
         empty_cache(self._base.device)
-        scored = self._evaluated(self._data.validation, pulse)
+        scored = self._validated(pulse)
         empty_cache(self._base.device)
         self._train_s += time.perf_counter() - start_s
         if not math.isfinite(scored.loss):
@@ -165,7 +168,7 @@ class TrialRun:
 
     def _training(self, steps: int, pulse: Pulse) -> Steps[Outcome | Interruption | None]:
         """Train up to a rung; returns what keeps it from getting there."""
-        largest = self._largest_step(steps)
+        largest = self._larger_step(steps)
         self.adapted.model.train()
         while self.steps < steps:
             if pulse.is_interrupted():
@@ -183,15 +186,21 @@ class TrialRun:
     def _is_last(self) -> bool:
         return self.steps == self._config.max_steps or self.spec.baseline is Baseline.ZERO_SHOT
 
-    def _evaluated(self, data: ScoringData, pulse: Pulse) -> Evaluation:
-        return evaluate(self._base, self.adapted.model, data.batches, data.choices, self._memory.watch, pulse.beat)
+    def _validated(self, pulse: Pulse) -> Evaluation:
+        """Scores on the validation data; each evaluation needs the same memory, so the first is watched."""
+        watch = nullcontext if self._is_evaluation_watched else self._memory.watch
+        self._is_evaluation_watched = True
+        return self._evaluated(self._data.validation, watch, pulse)
+
+    def _evaluated(self, data: ScoringData, watch: Watch, pulse: Pulse) -> Evaluation:
+        return evaluate(self._base, self.adapted.model, data.batches, data.choices, watch, pulse.beat)
 
     def _held_out(self, pulse: Pulse) -> HeldOut | None:
         """Scores on the test data; None where there is none."""
         data = self._data.build_test()
         if not data.batches:
             return None
-        scored = self._evaluated(data, pulse)
+        scored = self._evaluated(data, self._memory.watch, pulse)
         score = scored.scores[self._metric]
         return HeldOut(
             accuracy=score.value,
@@ -280,10 +289,18 @@ class TrialRun:
             return CudaPeak(self._base.device)
         return StepPeak(self.adapted.model, self._optimizer, self._base.device)
 
-    def _largest_step(self, until: int) -> int:
-        """The step before `until` with the largest batch; not the very first, which has no optimizer state yet."""
+    def _larger_step(self, until: int) -> int | None:
+        """The step before `until` with the largest batch, if none as large was watched.
+
+        Not the very first, which has no optimizer state yet.
+        """
         steps = range(max(self.steps, min(1, until - 1)), until)
-        return max(steps, key=lambda step: max(map(self._order.padded_tokens, self._batches_of(step))), default=-1)
+        sizes = {step: max(map(self._order.padded_tokens, self._batches_of(step))) for step in steps}
+        largest = max(sizes, key=sizes.__getitem__, default=None)
+        if largest is None or sizes[largest] <= self._watched_tokens:
+            return None
+        self._watched_tokens = sizes[largest]
+        return largest
 
     def _batches_of(self, step: int) -> range:
         """Numbers of the batches of an optimizer step."""
