@@ -241,6 +241,17 @@ def _floor(raw: object) -> object:
     raise wrong("must be 'auto', 'none' or a number, got {floor}", floor=repr(raw))
 
 
+def _eval_examples(raw: object) -> object:
+    """The same for a number of examples."""
+    if raw in ("auto", "all") or (isinstance(raw, int) and not isinstance(raw, bool) and raw >= 1):
+        return raw
+    raise wrong("must be auto, all or a whole number of at least 1, got {got}", got=repr(raw))
+
+
+AUTO_EVAL_EXAMPLES = 500
+"""The standard error of a share is at most 2.2 % with so many."""
+
+
 class PruningConfig(Section):
     """Which trials wait, which go on, and which are stopped early."""
 
@@ -258,8 +269,17 @@ class PruningConfig(Section):
     """How sure it must be that the other trial is the better one, given the size of the validation data."""
     floor: Annotated[Literal["auto", "none"] | float, BeforeValidator(_floor)] = "auto"
     """With `pareto`: what a trial must exceed by half of its steps. `auto`: the commonest answer, or the zero-shot baseline."""
+    eval_examples: Annotated[Literal["auto", "all"] | Annotated[int, Field(ge=1)], BeforeValidator(_eval_examples)] = (
+        "auto"
+    )
+    """Validation examples, always the same, that trials are scored on before their last rung, where it is all. `auto`: 500."""
     audit: Annotated[int, Field(ge=0)] = 0
     """Stopped trials, drawn at random, that are finished after all, to tell what stopping early has lost."""
+
+    def num_scored(self, num_validation: int) -> int:
+        """Validation examples that a trial is scored on before its last rung."""
+        asked = {"auto": AUTO_EVAL_EXAMPLES, "all": num_validation}.get(str(self.eval_examples), self.eval_examples)
+        return min(int(asked), num_validation)
 
 
 class ConfirmConfig(Section):

@@ -231,6 +231,18 @@ class Span:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Sampled:
+    """What a trial's last report would be on the examples that it was scored on before, so that its curve can be followed."""
+
+    accuracy: float
+    """As in `Metrics`."""
+    loss: float
+    """As in `Metrics`."""
+    num: int
+    """Examples behind them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Metrics:
     """What a trial reports at a rung."""
 
@@ -247,7 +259,7 @@ class Metrics:
     loss: float
     """Mean cross entropy on the validation data, in nats: of an example's class, or of a completion's token."""
     num_validation: int
-    """Examples behind `accuracy` and `loss`."""
+    """Examples behind `accuracy` and `loss`: all of the validation data at the last rung, maybe fewer before."""
     trainable_params: int
     """Counted on the wrapped model, head included."""
     peak_memory_bytes: int
@@ -264,6 +276,8 @@ class Metrics:
     """The largest of them."""
     held_out: HeldOut | None = None
     """Scores on the test data: only at the end of what stands beside the search."""
+    sampled: Sampled | None = None
+    """At the last rung, where the ones before were on fewer examples."""
     span: Span | None = None
     """The work since the report before; None in journals from before it was kept, and in simulations."""
     remarks: tuple[str, ...] = ()

@@ -24,8 +24,9 @@ from tuner.worker.evaluation import forward
 from tuner.worker.host import BaseSpec, Worker, load
 from tuner.worker.memory import StepPeak
 from tuner.worker.model import BaseModel
+from tuner.worker.prepared import TrainingData
 from tuner.worker.stepping import Stepped
-from tuner.worker.training import TrainingData, TrialRun
+from tuner.worker.training import TrialRun
 
 ALL = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
 SPEC = make_spec(0, lora=make_lora(r=4, lora_alpha=8.0, lora_dropout=0.1), learning_rate=3e-3)

@@ -16,7 +16,7 @@ from tuner.front import front, objectives_of
 from tuner.report.findings.diagnoses import Diagnosis, Kind, Seen
 from tuner.report.findings.doctor import diagnose
 from tuner.report.findings.held_out import Confirmation, Spread, flattery_of
-from tuner.trial import FailReason, HeldOut, Metrics, Outcome, TrialRecord, TrialState
+from tuner.trial import FailReason, HeldOut, Metrics, Outcome, Sampled, TrialRecord, TrialState
 
 RANKS, RATES = [4, 8, 16], {"low": 1e-4, "high": 1e-2, "log": True}
 
@@ -196,6 +196,18 @@ def test_a_validation_loss_that_rises_while_the_training_loss_falls_is_overfitti
     assert "50% (median) above its lowest" in found.evidence
     assert told(spike, Kind.OVERFITTING) is None
     assert told([trial(0, 0.8)], Kind.OVERFITTING) is None
+
+
+def test_a_curve_is_followed_on_the_same_examples_though_its_last_rung_is_scored_on_more() -> None:
+    falling = curve((0.7, 0.8, 0.7), (0.8, 0.6, 0.4), (0.8, 0.9, 0.1))
+    harder = (*falling[:2], replace(falling[2], sampled=Sampled(accuracy=0.8, loss=0.55, num=40)))
+    over = (*falling[:2], replace(falling[2], loss=0.6, sampled=Sampled(accuracy=0.8, loss=0.9, num=40)))
+
+    found = told([trial(0, 0.8, curve=over)], Kind.OVERFITTING)
+
+    assert told([trial(0, 0.8, curve=harder)], Kind.OVERFITTING) is None
+    assert found is not None
+    assert "50% (median) above its lowest" in found.evidence
 
 
 def test_an_evaluation_that_can_not_tell_the_recommended_apart_says_how_many_would_do() -> None:

@@ -121,6 +121,12 @@ BAD_VALUES = [
     ),
     ({"data": None}, "data", "is missing", None),
     ({"pruning.floor": "high"}, "pruning.floor", "must be 'auto', 'none' or a number, got 'high'", "floor: high"),
+    (
+        {"pruning.eval_examples": 0},
+        "pruning.eval_examples",
+        "must be auto, all or a whole number of at least 1, got 0",
+        "eval_examples: 0",
+    ),
     ({"pruning.audit": -1}, "pruning.audit", "must be at least 0, got -1", "audit: -1"),
     (
         {"pruning.method": "halving"},

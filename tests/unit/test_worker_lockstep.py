@@ -20,10 +20,11 @@ from tuner.worker.calibration import best_size
 from tuner.worker.lockstep import Lockstep
 from tuner.worker.memory import StepPeak, resident_bytes
 from tuner.worker.model import BaseModel
+from tuner.worker.prepared import ScoringData, TrainingData
 from tuner.worker.stepping import Stepped
 from tuner.worker.streams import Streams
 from tuner.worker.token_files import Tokenized
-from tuner.worker.training import ScoringData, TrainingData, TrialRun
+from tuner.worker.training import TrialRun
 from tuner.worker.twin import twin_of
 
 DRAWS_BESIDE_ITS_MODULES = {"opt", "falcon"}
@@ -43,7 +44,7 @@ def three_runs(
     if task == "classification":
         train = Tokenized(input_ids=train.input_ids, class_ids=np.arange(24) % 3, is_target=None)
     scoring = ScoringData(batches=evaluation_batches(train, batch_size=8, pad_id=0, device=CPU), order=np.arange(24))
-    data = TrainingData(train=train, validation=scoring, build_test=lambda: scoring, capacity=capacity)
+    data = TrainingData(train=train, validation=scoring, sample=None, build_test=lambda: scoring, capacity=capacity)
     names = [layer.name for layer in layers_of(base.model)]
     runs = [TrialRun(twin_of(base), data, _spec(number, names), config) for number in range(3)]
     for number, run in enumerate(runs):
@@ -162,7 +163,7 @@ def test_the_peak_of_trials_together_is_one_base_and_a_share_for_each(is_quantiz
     shared = resident_bytes(base.model, torch.optim.SGD([torch.zeros(1)]))
     rows = tokens_of([(setup.tokens - setup.learned, setup.learned)] * 24)
     scoring = ScoringData(batches=evaluation_batches(rows, batch_size=8, pad_id=0, device=CPU), order=np.arange(24))
-    data = TrainingData(train=rows, validation=scoring, build_test=lambda: scoring, capacity=None)
+    data = TrainingData(train=rows, validation=scoring, sample=None, build_test=lambda: scoring, capacity=None)
     config = make_config(training={"task": "causal-lm", "max_steps": 20, "batch_size": 2}, pruning={"method": "none"})
     runs = [TrialRun(twin_of(base), data, make_spec(number, lora=setup.lora), config) for number in range(num)]
     lockstep = Lockstep(base, is_checkpointed=False)

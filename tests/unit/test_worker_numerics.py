@@ -39,8 +39,9 @@ from tuner.worker.evaluation import (
 )
 from tuner.worker.inspection import packing_problem
 from tuner.worker.optimizer import parameter_groups
+from tuner.worker.prepared import ScoringData, TrainingData
 from tuner.worker.token_files import Ragged, Tokenized
-from tuner.worker.training import ScoringData, TrainingData, TrialRun
+from tuner.worker.training import TrialRun
 
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 
@@ -257,7 +258,7 @@ def tiny_run(num_accumulated: int = 1, batch_size: int = 4, **training: object) 
     base, train = tiny_base(), tokens_of([(3 + index % 5, 1 + index % 3) for index in range(24)])
     validation = evaluation_batches(tokens_of([(4, 2)] * 4, seed=1), batch_size=4, pad_id=0, device=CPU)
     scoring = ScoringData(batches=validation, order=np.arange(4))
-    data = TrainingData(train=train, validation=scoring, build_test=lambda: scoring, capacity=None)
+    data = TrainingData(train=train, validation=scoring, sample=None, build_test=lambda: scoring, capacity=None)
     lora = make_lora(r=4, lora_alpha=8.0, target_modules=("all-linear",), lora_dropout=0.1)
     return TrialRun(base, data, make_spec(0, lora=lora, learning_rate=5e-3), config)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.builders import make_config
@@ -11,6 +12,7 @@ from tests.models import TEMPLATE, tiny_tokenizer
 from tuner.config import DataConfig, ObjectivesConfig, SweepConfig
 from tuner.worker import tokens
 from tuner.worker.data import DataError, Example, Splits
+from tuner.worker.token_files import Ragged, Scored, Tokenized
 from tuner.worker.tokens import alternatives, tokenize_completions, tokenize_splits
 
 EXAMPLE = Example(text="ab", label="cd")
@@ -249,3 +251,26 @@ def test_test_examples_choose_from_what_training_and_validation_data_have(
     assert found.is_right.tolist() == [True, False]
     with pytest.raises(DataError, match="the right completion is not among the choices: 'z'"):
         tokenize_splits(tiny_tokenizer(), unknown, sweep)
+
+
+def test_some_examples_come_with_their_completions_and_choices(tmp_path: Path) -> None:
+    rows = tuple(
+        Example(text=text, label=label) for text, label in (("a", "x"), ("ab", "yy"), ("abc", "x"), ("b", "yy"))
+    )
+    choices = alternatives(
+        tiny_tokenizer(), rows, Splits(train=rows, validation=rows, test=(), labels=()), config_for()
+    )
+    (ids, mask) = zip(*tokenize_completions(tiny_tokenizer(), rows, config_for()), strict=True)
+    whole = Scored(
+        tokens=Tokenized(input_ids=Ragged.of(ids, np.int32), is_target=Ragged.of(mask, np.bool_)), choices=choices
+    )
+
+    some = whole.some(np.array([1, 3]))
+
+    assert some.choices is not None
+    assert [row.tolist() for row in (some.tokens.input_ids[0], some.tokens.input_ids[1])] == [ids[1], ids[3]]
+    assert some.tokens.is_target is not None
+    assert some.tokens.is_target[1].tolist() == mask[3]
+    assert some.choices.example.tolist() == [0, 0, 1, 1]
+    assert some.choices.is_right.tolist() == choices.is_right[[2, 3, 6, 7]].tolist()
+    assert some.choices.tokens.input_ids[0].tolist() == choices.tokens.input_ids[2].tolist()

@@ -36,11 +36,20 @@ def _data_settings(data: ReportData) -> Pairs:
         ("Task", "classification" if is_classified else "causal language model: write the completion of a prompt"),
         ("Data", _source(config.data)),
         ("Examples", f"{found.num_train:,} train, {found.num_validation:,} validation, {found.num_test:,} put aside"),
+        *_scored_before_the_end(data),
         *_left_out(data),
         *classes,
         (words.majority_name(config), f"{words.percent(found.majority_share)} of the validation data"),
         ("Longest input" if is_classified else "Longest example", f"{config.data.max_length} tokens"),
     )
+
+
+def _scored_before_the_end(data: ReportData) -> Pairs:
+    num_validation = data.inspection.num_validation
+    num = data.config.pruning.num_scored(num_validation)
+    if num == num_validation:
+        return ()
+    return (("Scored on before the last rung", f"{num:,} of the validation examples, the same for all trials"),)
 
 
 def _source(config: DataConfig) -> str:

@@ -52,12 +52,17 @@ class Evaluation:
 
     scores: Mapping[Metric, Score]
     """Every metric that was measured."""
-    loss: float
-    """Mean cross entropy in nats, of an example's class or a completion's token."""
+    loss_of: Statistic
+    """Mean cross entropy in nats, of an example's class or a completion's token, as a function of the examples' rows."""
     statistics: Mapping[Metric, Statistic]
     """Each metric as a function of the examples that it is over."""
     num_examples: int
     """Examples behind it."""
+
+    @property
+    def loss(self) -> float:
+        """Of all examples."""
+        return self.loss_of(np.arange(self.num_examples))
 
     def resampled(self, metric: Metric, order: npt.NDArray[np.int64]) -> tuple[float, ...]:
         """A metric over resamples of the examples; the draws depend on their number alone, so that trials are paired.
@@ -224,8 +229,12 @@ def completed(examined: Examined, is_chosen: npt.NDArray[np.bool_] | None) -> Ev
     if is_chosen is not None:
         scores[Metric.CHOICE_ACCURACY] = share(is_chosen)
         statistics[Metric.CHOICE_ACCURACY] = lambda chosen: float(is_chosen[chosen].mean())
-    loss = float(examined.nll.sum() / examined.num_tokens.sum())
-    return Evaluation(scores=scores, loss=loss, statistics=statistics, num_examples=len(examined.nll))
+    return Evaluation(
+        scores=scores,
+        loss_of=lambda chosen: float(examined.nll[chosen].sum() / examined.num_tokens[chosen].sum()),
+        statistics=statistics,
+        num_examples=len(examined.nll),
+    )
 
 
 def _completion_statistics(examined: Examined) -> dict[Metric, Statistic]:
@@ -298,20 +307,22 @@ def _each(batches: Sequence[Batch], watch: Watch, beat: Callable[[], None]) -> I
 
 
 def _classified(base: BaseModel, model: nn.Module, batches: Iterable[Watched]) -> Evaluation:
-    predicted, right, loss = [], [], 0.0
+    predicted, right, losses = [], [], []
     for batch, watching in batches:
         with watching:
             logits_BC = forward(base, model, batch).float()
         predicted.append(logits_BC.argmax(-1).cpu().numpy())
         right.append(batch.labels.cpu().numpy())
-        loss += float(cross_entropy(logits_BC, batch.labels, reduction="sum"))
-    named, real = np.concatenate(predicted), np.concatenate(right)
+        losses.append(cross_entropy(logits_BC, batch.labels, reduction="none").double().cpu().numpy())
+    named, real, nll = np.concatenate(predicted), np.concatenate(right), np.concatenate(losses)
     statistics: dict[Metric, Statistic] = {
         Metric.ACCURACY: lambda chosen: float((named == real)[chosen].mean()),
         Metric.MACRO_F1: lambda chosen: macro_f1(named[chosen], real[chosen]),
     }
     scores = class_scores(named, real)
-    return Evaluation(scores=scores, loss=loss / len(real), statistics=statistics, num_examples=len(real))
+    return Evaluation(
+        scores=scores, loss_of=lambda chosen: float(nll[chosen].mean()), statistics=statistics, num_examples=len(real)
+    )
 
 
 def _examined(base: BaseModel, model: nn.Module, batches: Iterable[Watched]) -> Examined:

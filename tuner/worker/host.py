@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import gc
 import logging
 import os
@@ -15,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from tuner.errors import StorageError
@@ -33,18 +30,15 @@ from tuner.trial import (
     TrialSpec,
     TrialState,
 )
-from tuner.worker.batches import evaluation_batches, evaluation_order
 from tuner.worker.checkpoint import is_full, restore_checkpoint, save_checkpoint
-from tuner.worker.data import Splits, load_splits
-from tuner.worker.evaluation import Choices
+from tuner.worker.data import load_splits
 from tuner.worker.inspection import inspect_sweep
 from tuner.worker.keeping import Keeper
 from tuner.worker.model import BaseModel, load_base
+from tuner.worker.prepared import TrainingData, prepare_data
 from tuner.worker.pulse import HUNG, Pulse, hang_remarks, second_hang
 from tuner.worker.stepping import Steps, alone
-from tuner.worker.token_files import Scored, Tokenized
-from tuner.worker.tokens import tokenize_splits
-from tuner.worker.training import ScoringData, TrainingData, TrialRun
+from tuner.worker.training import TrialRun
 
 if TYPE_CHECKING:
     from tuner.config import ModelConfig, SweepConfig
@@ -283,37 +277,6 @@ def is_own_process(config: SweepConfig) -> bool:
 def device_of(config: SweepConfig) -> torch.device:
     """Trials that ask for a GPU run on it, all others on the CPU."""
     return torch.device("cuda" if config.resources.uses_gpu else "cpu")
-
-
-def prepare_data(config: SweepConfig, base: BaseModel, splits: Splits) -> TrainingData:
-    """Tokenize the splits, and put the validation data on the device."""
-    tokenized = tokenize_splits(base.tokenizer, splits, config)
-    build = functools.partial(_scoring_data, batch_size=config.training.eval_batch_size, base=base)
-    return TrainingData(
-        train=tokenized.train,
-        validation=build(tokenized.validation),
-        build_test=lambda: build(tokenized.test),
-        capacity=config.data.max_length if config.training.packing else None,
-    )
-
-
-def _scoring_data(scored: Scored, *, batch_size: int, base: BaseModel) -> ScoringData:
-    build = functools.partial(evaluation_batches, batch_size=batch_size, pad_id=base.pad_id, device=base.device)
-    order = _order(scored.tokens, batch_size)
-    if (asked := scored.choices) is None:
-        return ScoringData(batches=build(scored.tokens), order=order)
-    choices = Choices(
-        batches=build(asked.tokens),
-        order=_order(asked.tokens, batch_size),
-        example=asked.example,
-        is_right=asked.is_right,
-    )
-    return ScoringData(batches=build(scored.tokens), order=order, choices=choices)
-
-
-def _order(tokens: Tokenized, batch_size: int) -> npt.NDArray[np.int64]:
-    """Which example each row of an evaluation is."""
-    return np.array([index for chunk in evaluation_order(tokens, batch_size) for index in chunk], dtype=np.int64)
 
 
 def _free_memory() -> None:

@@ -43,6 +43,12 @@ class Ragged:
         )
         return cls(values, offsets)
 
+    def some(self, indices: npt.NDArray[np.int64]) -> Ragged:
+        """Some of the rows, in this order."""
+        lengths = np.diff(self._offsets)[indices]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return Ragged(np.concatenate([self[index] for index in indices]), offsets)
+
     def save(self, folder: Path, name: str) -> None:
         """Write both arrays."""
         np.save(folder / f"{name}.npy", self._values)
@@ -67,6 +73,14 @@ class Tokenized:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def some(self, indices: npt.NDArray[np.int64]) -> Tokenized:
+        """Some of the examples, in this order."""
+        return Tokenized(
+            input_ids=self.input_ids.some(indices),
+            is_target=None if self.is_target is None else self.is_target.some(indices),
+            class_ids=None if self.class_ids is None else self.class_ids[indices],
+        )
 
     def most_learned(self) -> int:
         """Most tokens of an example that are learned; 1 where it is its class."""
@@ -102,6 +116,15 @@ class Alternatives:
     is_right: npt.NDArray[np.bool_]
     """Whether it is the right one."""
 
+    def some(self, examples: npt.NDArray[np.int64]) -> Alternatives:
+        """Those of some held-out examples, which are rising; each belongs to its example's place among them."""
+        places = np.flatnonzero(np.isin(self.example, examples))
+        return Alternatives(
+            tokens=self.tokens.some(places),
+            example=np.searchsorted(examples, self.example[places]),
+            is_right=self.is_right[places],
+        )
+
     def save(self, folder: Path, name: str) -> None:
         """Write it as files that other processes map."""
         self.tokens.save(folder, name)
@@ -123,6 +146,10 @@ class Scored:
     """Its examples."""
     choices: Alternatives | None
     """None where choice accuracy is not measured."""
+
+    def some(self, examples: npt.NDArray[np.int64]) -> Scored:
+        """Some of the examples, which are rising."""
+        return Scored(tokens=self.tokens.some(examples), choices=self.choices and self.choices.some(examples))
 
     @property
     def read(self) -> tuple[Tokenized, ...]:

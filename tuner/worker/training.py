@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import get_scheduler
 
@@ -25,9 +25,11 @@ from tuner.trial import (
     HeldOut,
     Interruption,
     MemoryKind,
+    Metric,
     Metrics,
     Outcome,
     Result,
+    Sampled,
     Span,
     TrialSpec,
     TrialState,
@@ -35,47 +37,19 @@ from tuner.trial import (
 from tuner.worker.adapters import Adapted, attach, attach_nothing, attach_saved
 from tuner.worker.batches import Batch, BatchOrder, collate, collate_packed
 from tuner.worker.dropout import take_over_dropouts
-from tuner.worker.evaluation import Choices, Evaluation, Watch, evaluate, forward, summed_loss
+from tuner.worker.evaluation import Evaluation, Watch, evaluate, forward, summed_loss
 from tuner.worker.memory import CudaPeak, PeakMeter, StepPeak, empty_cache
 from tuner.worker.optimizer import build_optimizer
+from tuner.worker.plain_lora import take_over_lora
+from tuner.worker.prepared import Sample, ScoringData, TrainingData
 from tuner.worker.pulse import UNWATCHED, Pulse
 from tuner.worker.recomputing import stop_checkpointing, use_checkpointing
 from tuner.worker.starts import NUM_EVA_BATCHES
 from tuner.worker.stepping import Seeded, Stepped, Steps, alone, num_taught
-from tuner.worker.token_files import Tokenized
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from tuner.config import SweepConfig
     from tuner.worker.model import BaseModel
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoringData:
-    """A split that trials are scored on, on the device."""
-
-    batches: tuple[Batch, ...]
-    """Its examples by rising length; empty where it has none."""
-    order: npt.NDArray[np.int64]
-    """Which example of the data each row of the batches is."""
-    choices: Choices | None = None
-    """What the choice accuracy is measured on; None where it is not asked for."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingData:
-    """What all trials of a process train and decide on."""
-
-    train: Tokenized
-    """Training examples."""
-    validation: ScoringData
-    """What decisions are made on."""
-    build_test: Callable[[], ScoringData]
-    """Gives what no decision sees, for the trials that are scored on it; it takes no room before that."""
-    capacity: int | None
-    """Tokens in a packed row; None without packing."""
 
 
 class TrialRun:
@@ -109,6 +83,7 @@ class TrialRun:
         self.adapted: Adapted = self._attach(adapter)
         if base.device.type == "cpu":
             take_over_dropouts(self.adapted.model)
+            take_over_lora(self.adapted.model)
         self.trainable = list(self.adapted.trainable().values())
         """What is trained."""
         self._optimizer = build_optimizer(self.adapted.model, spec, config.training.optimizer)
@@ -121,8 +96,6 @@ class TrialRun:
         if config.training.gradient_checkpointing:
             use_checkpointing(base.model)
         self._memory = self._build_meter()
-        self._watched_tokens = 0
-        self._is_evaluation_watched = False
         self.steps = 0
         """Optimizer steps done."""
         self._tokens, self._train_s = 0, 0.0
@@ -150,12 +123,12 @@ class TrialRun:
         start_s = time.perf_counter()
         # an evaluation's logits fit into no block of a training step: without this both would stay reserved
         empty_cache(self._base.device)
-        scored = self._validated(pulse)
+        scored, sampled = self._validated(pulse)
         empty_cache(self._base.device)
         self._train_s += time.perf_counter() - start_s
         if not math.isfinite(scored.loss):
             return self._not_finite(f"validation loss {scored.loss} after step {self.steps}")
-        metrics = self._measured(scored)
+        metrics = dataclasses.replace(self._measured(scored), sampled=sampled)
         if self.spec.sees_test and self._is_last:
             metrics = dataclasses.replace(metrics, held_out=self._held_out(pulse))
         self.metrics, self._losses = metrics, []
@@ -183,14 +156,32 @@ class TrialRun:
         return None
 
     @property
+    def _reported_steps(self) -> int:
+        """The last rung that was reported; 0 before the first."""
+        return self.metrics.steps if self.metrics else 0
+
+    @property
     def _is_last(self) -> bool:
         return self.steps == self._config.max_steps or self.spec.baseline is Baseline.ZERO_SHOT
 
-    def _validated(self, pulse: Pulse) -> Evaluation:
-        """Scores on the validation data; each evaluation needs the same memory, so the first is watched."""
-        watch = nullcontext if self._is_evaluation_watched else self._memory.watch
-        self._is_evaluation_watched = True
-        return self._evaluated(self._data.validation, watch, pulse)
+    def _validated(self, pulse: Pulse) -> tuple[Evaluation, Sampled | None]:
+        """Scores on the validation data; on a sample of it before the last rung, and then on the sample too.
+
+        Each evaluation needs the same memory, so the trial's first is watched, as if it were on all.
+        """
+        whole, sample = self._data.validation, self._data.sample
+        watch = nullcontext if self._reported_steps else self._memory.watch
+        if sample is None or self._is_last:
+            scored = self._evaluated(whole, watch, pulse)
+            return scored, None if sample is None else self._told_of(sample, scored)
+        if not self._reported_steps:
+            evaluate(self._base, self.adapted.model, whole.batches[-1:], None, watch, pulse.beat)
+        return self._evaluated(sample.data, nullcontext, pulse), None
+
+    def _told_of(self, sample: Sample, scored: Evaluation) -> Sampled:
+        rows = np.flatnonzero(np.isin(self._data.validation.order, sample.examples))
+        chosen = sample.examples if self._metric is Metric.CHOICE_ACCURACY else rows
+        return Sampled(accuracy=scored.statistics[self._metric](chosen), loss=scored.loss_of(rows), num=len(rows))
 
     def _evaluated(self, data: ScoringData, watch: Watch, pulse: Pulse) -> Evaluation:
         return evaluate(self._base, self.adapted.model, data.batches, data.choices, watch, pulse.beat)
@@ -290,16 +281,16 @@ class TrialRun:
         return StepPeak(self.adapted.model, self._optimizer, self._base.device)
 
     def _larger_step(self, until: int) -> int | None:
-        """The step before `until` with the largest batch, if none as large was watched.
+        """The step on the way to a rung whose batch is larger than all before that way; None where there is none.
 
-        Not the very first, which has no optimizer state yet.
+        Not the very first, which has no optimizer state yet. Where the trial was interrupted makes no difference.
         """
-        steps = range(max(self.steps, min(1, until - 1)), until)
-        sizes = {step: max(map(self._order.padded_tokens, self._batches_of(step))) for step in steps}
-        largest = max(sizes, key=sizes.__getitem__, default=None)
-        if largest is None or sizes[largest] <= self._watched_tokens:
+        begun = self._reported_steps
+        before, ahead = range(1, begun), range(max(begun, min(1, until - 1)), until)
+        sizes = {step: max(map(self._order.padded_tokens, self._batches_of(step))) for step in (*before, *ahead)}
+        largest = max(ahead, key=sizes.__getitem__, default=None)
+        if largest is None or sizes[largest] <= max((sizes[step] for step in before), default=0):
             return None
-        self._watched_tokens = sizes[largest]
         return largest
 
     def _batches_of(self, step: int) -> range:
@@ -369,11 +360,16 @@ def _plain(metrics: Metrics) -> dict[str, Any]:
 
 
 def _metrics_of(kept: Mapping[str, Any]) -> Metrics:
-    held_out, span = kept["held_out"], kept["span"]
+    held_out, span, sampled = (
+        kept["held_out"],
+        kept["span"],
+        kept.get("sampled"),
+    )  # not in checkpoints from before it was kept
     whole = {
         "memory_kind": MemoryKind(kept["memory_kind"]),
         "held_out": HeldOut(**held_out) if held_out else None,
         "span": Span(**span) if span else None,
+        "sampled": Sampled(**sampled) if sampled else None,
     }
     return Metrics(**{**kept, **whole, "remarks": tuple(kept["remarks"])})
 

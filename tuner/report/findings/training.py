@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tuner import metric_text
@@ -36,7 +37,7 @@ KEYS = {"learning rate": "learning_rate", "scale alpha / r": "lora_scale (or lor
 def unstable(seen: Seen) -> Iterator[Diagnosis]:
     """Loss spiked or was not finite, and the trials in which it did have a larger learning rate or scale than the others."""
     begun = [record for record in seen.trials if record.spec.lora and (record.curve or _diverged(record))]
-    is_shaken = {record.number: _diverged(record) or _spiked(record.curve) for record in begun}
+    is_shaken = {record.number: _diverged(record) or _spiked(alike(record.curve)) for record in begun}
     shaken = [record for record in begun if is_shaken[record.number]]
     calm = [record for record in begun if not is_shaken[record.number]]
     if len(shaken) < MIN_UNSTABLE or len(calm) < MIN_STABLE:
@@ -58,7 +59,7 @@ def unstable(seen: Seen) -> Iterator[Diagnosis]:
 
 def under_trained(seen: Seen) -> Iterator[Diagnosis]:
     """At the pace of its last two stretches the front would gain more than the noise of an evaluation in another one."""
-    paces = [_pace(seen, record.curve) for record in seen.front]
+    paces = [_pace(seen, alike(record.curve)) for record in seen.front]
     known = [pace for pace in paces if pace is not None]
     if not known or _overfitted(seen):
         return
@@ -83,7 +84,8 @@ def overfitting(seen: Seen) -> Iterator[Diagnosis]:
     """The validation loss of most of the front rose again while its training loss fell."""
     if not (risen := _overfitted(seen)):
         return
-    ratio = statistics.median(last_of(record).loss / _lowest(record.curve[:-1]) for record in risen)
+    curves = [alike(record.curve) for record in risen]
+    ratio = statistics.median(curve[-1].loss / _lowest(curve[:-1]) for curve in curves)
     yield Diagnosis(
         kind=Kind.OVERFITTING,
         evidence=(
@@ -94,9 +96,19 @@ def overfitting(seen: Seen) -> Iterator[Diagnosis]:
     )
 
 
+def alike(curve: Sequence[Metrics]) -> list[Metrics]:
+    """A curve on the same examples all along: the last rung is scored on all of them, the ones before maybe on some."""
+    return [
+        replace(at, accuracy=at.sampled.accuracy, loss=at.sampled.loss, num_validation=at.sampled.num)
+        if at.sampled
+        else at
+        for at in curve
+    ]
+
+
 def _overfitted(seen: Seen) -> list[TrialRecord]:
     """Those of the front, if they are at least half of it."""
-    found = [record for record in seen.front if _overfits(record.curve)]
+    found = [record for record in seen.front if _overfits(alike(record.curve))]
     return found if 2 * len(found) >= max(1, len(seen.front)) else []
 
 
