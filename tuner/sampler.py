@@ -10,7 +10,7 @@ import datetime as dt
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import optuna
@@ -26,7 +26,9 @@ from tuner.space import Suggestion, suggest
 from tuner.trial import TrialRecord, TrialState
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Container, Mapping, Sequence
+
+    from optuna.distributions import BaseDistribution
 
     from tuner.config import SweepConfig
     from tuner.front import Objective
@@ -38,6 +40,10 @@ MOST_UNDER_WAY = 250
 """Newest trials without a report that a point keeps away from; a thousand may be under way at once."""
 Worth = Callable[["Sequence[TrialRecord]", "SweepConfig"], "Sequence[list[float] | None]"]
 """(trials, sweep) -> for each what it is worth, lower is better, or None."""
+ABOVE_ALL = 2**31
+"""Taken off a trial's number: those that are known are numbered below 0, in their order."""
+BEGUN = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+"""Optuna wants to know when a trial began, and makes nothing of it."""
 MIN_AT_RUNG = 10
 """Trials that a rung must hold before points are learned from it; TPE's own number of start-up trials."""
 
@@ -61,17 +67,53 @@ def propose(
     Returns:
         The same point for the same records and number, whatever was drawn before.
     """
-    # One sampler per trial, seeded by the trial's number: a resumed sweep must not draw the first trials' points again.
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every study, and there is one for each point
-    seed = int(np.random.SeedSequence([config.search.seed, number]).generate_state(1)[0])
-    is_learning = config.search.sampler == "tpe"
-    known = [*_known(newest(records), config, worth or worth_at_rung)] if is_learning else []
-    study = optuna.create_study(
-        storage=_Learned(known),
-        directions=["minimize"] * len(objectives_of(config)),
-        sampler=_sampler(config, seed),
-    )
-    return suggest(study.ask(), config.search.space, layers)
+    return Proposer(worth)(records, config, layers, number)
+
+
+class Proposer:
+    """`propose` for one sweep, again and again: what Optuna is shown of a trial is made once for all points.
+
+    Args:
+        worth: As for `propose`.
+    """
+
+    def __init__(self, worth: Worth | None = None) -> None:
+        self._worth = worth or worth_at_rung
+        self._shown: dict[int, _Shown] = {}
+
+    def __call__(
+        self, records: Sequence[TrialRecord], config: SweepConfig, layers: Sequence[Layer], number: int
+    ) -> Suggestion:
+        """Choose the point of a new trial; as `propose`."""
+        # One sampler per trial, seeded by the trial's number: a resumed sweep must not draw the first trials' points again.
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every study, and there is one for each point
+        seed = int(np.random.SeedSequence([config.search.seed, number]).generate_state(1)[0])
+        is_learning = config.search.sampler == "tpe"
+        study = optuna.create_study(
+            storage=_Learned(self._known(newest(records), config) if is_learning else []),
+            directions=["minimize"] * len(objectives_of(config)),
+            sampler=_sampler(config, seed),
+        )
+        return suggest(study.ask(), config.search.space, layers)
+
+    def _known(self, records: Sequence[TrialRecord], config: SweepConfig) -> list[FrozenTrial]:
+        """The trials as they are to be learned from."""
+        known = distributions(config.search.space)
+        before, self._shown = self._shown, {}
+        for record, values in zip(records, self._worth(records, config), strict=True):
+            shown = before.get(record.number)
+            if shown is None or shown.record is not record or shown.values != values:
+                shown = _Shown(record, values, _frozen(record, values, known))
+            self._shown[record.number] = shown
+        return [shown.frozen for shown in self._shown.values()]
+
+
+class _Shown(NamedTuple):
+    """A trial as Optuna is shown it, and what that was made from."""
+
+    record: TrialRecord
+    values: list[float] | None
+    frozen: FrozenTrial
 
 
 class _Learned(InMemoryStorage):
@@ -121,27 +163,26 @@ def _sampler(config: SweepConfig, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
-def _known(records: Sequence[TrialRecord], config: SweepConfig, worth: Worth) -> Iterator[FrozenTrial]:
-    """The trials as they are to be learned from."""
-    known = distributions(config.search.space)
-    now = dt.datetime.now(tz=dt.UTC)
-    for place, (record, values) in enumerate(zip(records, worth(records, config), strict=True), start=-len(records)):
-        params = dict(record.spec.params)
-        state = _state(record, has_values=values is not None)
-        yield FrozenTrial(
-            number=place,
-            trial_id=place,
-            state=state,
-            value=None,
-            values=values,
-            datetime_start=now,
-            datetime_complete=now if state.is_finished() else None,
-            params=params,
-            distributions={name: known[name] for name in params},
-            user_attrs={},
-            system_attrs={f"constraints:{MEMORY}": 1.0} if record.state is TrialState.INFEASIBLE else {},
-            intermediate_values={},
-        )
+def _frozen(record: TrialRecord, values: list[float] | None, known: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    state, params, place = (
+        _state(record, has_values=values is not None),
+        dict(record.spec.params),
+        record.number - ABOVE_ALL,
+    )
+    return FrozenTrial(
+        number=place,
+        trial_id=place,
+        state=state,
+        value=None,
+        values=values,
+        datetime_start=BEGUN,
+        datetime_complete=BEGUN if state.is_finished() else None,
+        params=params,
+        distributions={name: known[name] for name in params},
+        user_attrs={},
+        system_attrs={f"constraints:{MEMORY}": 1.0} if record.state is TrialState.INFEASIBLE else {},
+        intermediate_values={},
+    )
 
 
 def worth_at_rung(records: Sequence[TrialRecord], config: SweepConfig) -> list[list[float] | None]:

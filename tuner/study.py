@@ -23,7 +23,7 @@ from tuner.journal import Journal, SearchTrial, create_journal, open_journal, pl
 from tuner.prediction import Prediction
 from tuner.recommend import baseline_specs, starting_points
 from tuner.records import Records
-from tuner.sampler import propose
+from tuner.sampler import Proposer
 from tuner.scheduler import Next, Scheduler, floor_of
 from tuner.space import Suggestion, suggest
 from tuner.trial import (
@@ -66,9 +66,9 @@ class Study:
         journal: Journal,
         config: SweepConfig,
         clock: Callable[[], float] = time.monotonic,
-        propose: Callable[[Sequence[TrialRecord], SweepConfig, Sequence[Layer], int], Suggestion] = propose,
+        propose: Callable[[Sequence[TrialRecord], SweepConfig, Sequence[Layer], int], Suggestion] | None = None,
     ) -> None:
-        self._propose = propose
+        self._propose = propose or Proposer()
         self._journal = journal
         self.close = journal.let_go  # a database's study is held
         self._config = config
