@@ -16,6 +16,7 @@ import typer
 from tuner.cluster_cli import app as cluster_app
 from tuner.errors import TunerError
 from tuner.redaction import redacted
+from tuner.without_gc import without_gc
 
 if TYPE_CHECKING:
     from tuner.live import View
@@ -85,18 +86,21 @@ def report(
     ] = False,
 ) -> None:
     """Write a sweep's report anew from its journal."""
-    from tuner import sweep, watching  # noqa: PLC0415 -- keeps --help fast
-    from tuner.report import write_report  # noqa: PLC0415
-
     if watch:
+        from tuner import watching  # noqa: PLC0415 -- keeps --help fast
+
         typer.echo(
             f"report: {folder / 'report.html'}, written anew every {watching.EVERY_S:g} s; Ctrl-C ends it", err=True
         )
         with _interruptible("no longer watched; the sweep goes on"):
             _tell(watching.watch(folder))
         return
-    loaded = sweep.load(folder)
-    write_report(folder, loaded.config, loaded.inspection, loaded.records)
+    with without_gc():  # most of the time goes into imports, which make many values too
+        from tuner import sweep  # noqa: PLC0415
+        from tuner.report import write_report  # noqa: PLC0415
+
+        loaded = sweep.load(folder)
+        write_report(folder, loaded.config, loaded.inspection, loaded.records)
     _tell(loaded)
 
 

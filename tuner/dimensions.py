@@ -13,9 +13,7 @@ from typing_extensions import TypeAliasType
 class Section(BaseModel):
     """A mapping in the sweep file: frozen, no unknown keys, no silent conversions, no NaN or infinity."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 Number = TypeVar("Number", int, float)

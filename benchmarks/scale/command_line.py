@@ -20,6 +20,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_suffix(".json")
 YARDSTICK = (sys.executable, "-c", "for _ in range(5_000_000): pass")
+UNRENDERED = """
+import sys
+from pathlib import Path
+from tuner.without_gc import without_gc
+with without_gc():
+    from tuner import sweep
+    from tuner.report.writing import report_data
+    loaded = sweep.load(Path(sys.argv[1]))
+    report_data(loaded.folder, loaded.config, loaded.inspection, loaded.records)
+"""
+"""What `tuner report` does before it renders anything."""
 WORST = 1.5
 """Times the committed figure from which on a command has become slower."""
 
@@ -49,6 +60,7 @@ def commands(folder: Path) -> dict[str, tuple[str, ...]]:
     return {
         "tuner --help": (*tuner, "--help"),
         "tuner report": (*tuner, "report", str(folder)),
+        "tuner report, without rendering": (sys.executable, "-c", UNRENDERED, str(folder)),
         "tuner plan": (*tuner, *plan),
     }
 

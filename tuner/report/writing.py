@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from tuner.report.data import ReportData, build_report_data
 from tuner.report.markdown import report_md
 from tuner.report.page import report_html
-from tuner.report.picture import front_pictures
 from tuner.report.summary import summary_json
 from tuner.report.tables import front_csv, trials_csv
 from tuner.without_gc import without_gc
@@ -62,6 +61,8 @@ def write_report(
 
 
 def _contents(data: ReportData, refresh_s: int | None) -> dict[str, bytes]:
+    from tuner.report.picture import front_pictures  # noqa: PLC0415 -- matplotlib, which those who only want values need not
+
     return {
         "trials.csv": trials_csv(data).encode(),
         "front.csv": front_csv(data).encode(),
