@@ -306,12 +306,9 @@ def _share_at_work(run: Run) -> float:
 
 
 def _full(run: Run, runs: list[Run]) -> list[figures.Finish]:
-    """The largest sweep of the example in which nothing was pruned."""
-    whole = [
-        one
-        for one in runs
-        if not one.is_pruned and (one.example, one.max_steps, one.dtype) == (run.example, run.max_steps, run.dtype)
-    ]
+    """The largest sweep of the example by the same program, for memory is what its own layers take, in which nothing was pruned."""
+    like = (run.program, run.example, run.max_steps, run.dtype)
+    whole = [one for one in runs if not one.is_pruned and (one.program, one.example, one.max_steps, one.dtype) == like]
     most = max(whole, key=lambda one: len(one.trials), default=None)
     return _finishes(most) if most else []
 
