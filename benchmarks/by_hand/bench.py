@@ -306,7 +306,7 @@ def _share_at_work(run: Run) -> float:
 
 
 def _full(run: Run, runs: list[Run]) -> list[figures.Finish]:
-    """The largest sweep of the example by the same program, for memory is what its own layers take, in which nothing was pruned."""
+    """The largest sweep of the example by the same program, for memory is that of its own layers, in which nothing was pruned."""
     like = (run.program, run.example, run.max_steps, run.dtype)
     whole = [one for one in runs if not one.is_pruned and (one.program, one.example, one.max_steps, one.dtype) == like]
     most = max(whole, key=lambda one: len(one.trials), default=None)
