@@ -56,7 +56,7 @@ def test_a_relative_folder_is_refused() -> None:
 def test_a_sweep_is_stopped_as_by_ctrl_c_and_may_take_its_time() -> None:
     env = request().environment["env_vars"]
 
-    assert env == {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "900"}
+    assert env == {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": "900"}
 
 
 def test_nothing_is_installed_unless_it_is_asked_for() -> None:

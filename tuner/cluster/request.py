@@ -79,8 +79,11 @@ def _quoted_folder(name: str, folder: str | None) -> str:
 
 
 def _stop_gently() -> dict[str, str]:
-    """Ray's own default is SIGTERM, and three seconds later SIGKILL (ray 2.60)."""
-    return {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
+    """Ray's own default is SIGTERM, and three seconds later SIGKILL (ray 2.60).
+
+    Not SIGINT, which is ignored in all that a script has begun in its background, a head and its jobs among it.
+    """
+    return {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
 
 
 def _own_code() -> dict[str, object]:
