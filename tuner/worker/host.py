@@ -213,13 +213,13 @@ class Worker:
     def _load(self, wanted: BaseSpec) -> Loaded:
         """The base in the form that a trial needs; the one before goes first, for both may not fit."""
         if self._loaded is None or self._loaded.spec != wanted:
+            is_own = is_own_process(self._config)
             self._loaded = None
-            gc.unfreeze()
+            if is_own:
+                gc.unfreeze()
             _free_memory()
             self._loaded = self._loads(self._config, wanted)
-            if is_own_process(
-                self._config
-            ):  # what stays for all trials need not be searched for cycles after each of them
+            if is_own:  # what stays for all trials need not be searched for cycles after each of them
                 gc.freeze()
         return self._loaded
 

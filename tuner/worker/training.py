@@ -175,7 +175,7 @@ class TrialRun:
             scored = self._evaluated(whole, watch, pulse)
             return scored, None if sample is None else self._told_of(sample, scored)
         if not self._reported_steps:
-            evaluate(self._base, self.adapted.model, whole.batches[-1:], None, watch, pulse.beat)
+            self._evaluated(dataclasses.replace(whole, batches=whole.batches[-1:], choices=None), watch, pulse)
         return self._evaluated(sample.data, nullcontext, pulse), None
 
     def _told_of(self, sample: Sample, scored: Evaluation) -> Sampled:
@@ -285,13 +285,16 @@ class TrialRun:
 
         Not the very first, which has no optimizer state yet. Where the trial was interrupted makes no difference.
         """
-        begun = self._reported_steps
-        before, ahead = range(1, begun), range(max(begun, min(1, until - 1)), until)
-        sizes = {step: max(map(self._order.padded_tokens, self._batches_of(step))) for step in (*before, *ahead)}
-        largest = max(ahead, key=sizes.__getitem__, default=None)
-        if largest is None or sizes[largest] <= max((sizes[step] for step in before), default=0):
+        if self.steps == until:  # an adapter that is only scored
             return None
-        return largest
+        begun = self._reported_steps
+        largest = max(range(max(begun, min(1, until - 1)), until), key=self._size_of)
+        most = self._size_of(largest)
+        return largest if all(self._size_of(step) < most for step in range(1, begun)) else None
+
+    def _size_of(self, step: int) -> int:
+        """Tokens of a step's largest batch, padding included."""
+        return max(map(self._order.padded_tokens, self._batches_of(step)))
 
     def _batches_of(self, step: int) -> range:
         """Numbers of the batches of an optimizer step."""
@@ -360,11 +363,8 @@ def _plain(metrics: Metrics) -> dict[str, Any]:
 
 
 def _metrics_of(kept: Mapping[str, Any]) -> Metrics:
-    held_out, span, sampled = (
-        kept["held_out"],
-        kept["span"],
-        kept.get("sampled"),
-    )  # not in checkpoints from before it was kept
+    held_out, span = kept["held_out"], kept["span"]
+    sampled = kept.get("sampled")  # missing in checkpoints from before it was kept
     whole = {
         "memory_kind": MemoryKind(kept["memory_kind"]),
         "held_out": HeldOut(**held_out) if held_out else None,

@@ -37,7 +37,7 @@ KEYS = {"learning rate": "learning_rate", "scale alpha / r": "lora_scale (or lor
 def unstable(seen: Seen) -> Iterator[Diagnosis]:
     """Loss spiked or was not finite, and the trials in which it did have a larger learning rate or scale than the others."""
     begun = [record for record in seen.trials if record.spec.lora and (record.curve or _diverged(record))]
-    is_shaken = {record.number: _diverged(record) or _spiked(alike(record.curve)) for record in begun}
+    is_shaken = {record.number: _diverged(record) or _spiked(_alike(record.curve)) for record in begun}
     shaken = [record for record in begun if is_shaken[record.number]]
     calm = [record for record in begun if not is_shaken[record.number]]
     if len(shaken) < MIN_UNSTABLE or len(calm) < MIN_STABLE:
@@ -59,7 +59,7 @@ def unstable(seen: Seen) -> Iterator[Diagnosis]:
 
 def under_trained(seen: Seen) -> Iterator[Diagnosis]:
     """At the pace of its last two stretches the front would gain more than the noise of an evaluation in another one."""
-    paces = [_pace(seen, alike(record.curve)) for record in seen.front]
+    paces = [_pace(seen, _alike(record.curve)) for record in seen.front]
     known = [pace for pace in paces if pace is not None]
     if not known or _overfitted(seen):
         return
@@ -84,7 +84,7 @@ def overfitting(seen: Seen) -> Iterator[Diagnosis]:
     """The validation loss of most of the front rose again while its training loss fell."""
     if not (risen := _overfitted(seen)):
         return
-    curves = [alike(record.curve) for record in risen]
+    curves = [_alike(record.curve) for record in risen]
     ratio = statistics.median(curve[-1].loss / _lowest(curve[:-1]) for curve in curves)
     yield Diagnosis(
         kind=Kind.OVERFITTING,
@@ -96,7 +96,7 @@ def overfitting(seen: Seen) -> Iterator[Diagnosis]:
     )
 
 
-def alike(curve: Sequence[Metrics]) -> list[Metrics]:
+def _alike(curve: Sequence[Metrics]) -> list[Metrics]:
     """A curve on the same examples all along: the last rung is scored on all of them, the ones before maybe on some."""
     return [
         replace(at, accuracy=at.sampled.accuracy, loss=at.sampled.loss, num_validation=at.sampled.num)
@@ -108,7 +108,7 @@ def alike(curve: Sequence[Metrics]) -> list[Metrics]:
 
 def _overfitted(seen: Seen) -> list[TrialRecord]:
     """Those of the front, if they are at least half of it."""
-    found = [record for record in seen.front if _overfits(alike(record.curve))]
+    found = [record for record in seen.front if _overfits(_alike(record.curve))]
     return found if 2 * len(found) >= max(1, len(seen.front)) else []
 
 
