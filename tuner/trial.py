@@ -145,7 +145,7 @@ class MemoryKind(enum.StrEnum):
     CUDA_ALLOCATED = "measured: CUDA allocated"
     """`torch.cuda.max_memory_allocated` over the trial."""
     CPU_ALLOCATED = "measured: CPU allocated"
-    """Resident tensors plus the allocator's events, by `torch.profiler`, at each rung's largest batches."""
+    """Resident tensors plus the allocator's events, by `torch.profiler`, in the largest batches."""
     PREDICTED = "predicted: CUDA allocated"
     """What `torch.cuda.max_memory_allocated` would tell on the card that the sweep names; nobody has measured it."""
 

@@ -50,7 +50,7 @@ MEMORY_KINDS = {
     ),
     MemoryKind.CPU_ALLOCATED: (
         "resident tensors plus what PyTorch's allocator handed out (torch.profiler), "
-        "at each rung's largest batches; not the size of the process"
+        "in the largest batches; not the size of the process"
     ),
     MemoryKind.PREDICTED: (
         "what PyTorch would have allocated at most on the card that the sweep names (torch.cuda.max_memory_allocated), "
